@@ -1,0 +1,1 @@
+"""Per-visit rows and everything computed from them: means, intervals, comparisons."""

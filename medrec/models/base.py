@@ -1,0 +1,162 @@
+"""What every recommender is: a predictor, and for the learned ones a module with a loss.
+
+A recommender has two steps because molecules do not depend on the patient: ``encode_drugs`` once
+per optimiser step, ``forward`` for the visits of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from medrec.config import TrainConfig
+from medrec.data.dataset import VisitBatch, VisitDataset
+from medrec.models.losses import LossTerms, combined_loss
+from medrec.molecules.structure import MoleculeTables
+from quantum.base import InputError
+
+
+@dataclass(frozen=True)
+class DrugContext:
+    """Everything a model is built from; all tensors, no files.
+
+    Attributes
+    ----------
+    n_diagnoses, n_procedures, n_drugs : int
+        Vocabulary sizes.
+    ddi : FloatTensor (D, D)
+        0/1, symmetric, zero diagonal.
+    molecules : MoleculeTables or None
+        Graphs, fragments and features of the drug classes.
+    """
+
+    n_diagnoses: int
+    n_procedures: int
+    n_drugs: int
+    ddi: torch.Tensor
+    molecules: MoleculeTables | None = None
+
+    def to(self, device: torch.device | str) -> DrugContext:
+        """Copy to a device."""
+        molecules = self.molecules.to(device) if self.molecules is not None else None
+        return DrugContext(
+            self.n_diagnoses, self.n_procedures, self.n_drugs, self.ddi.to(device), molecules
+        )
+
+
+@dataclass
+class Prediction:
+    """What a model says about every visit of a batch.
+
+    Attributes
+    ----------
+    logits, probs : FloatTensor (B, V, D)
+        Scores before and after the logistic function.
+    selected : BoolTensor (B, V, D)
+        Recommended set; metrics never threshold on their own.
+    """
+
+    logits: torch.Tensor
+    probs: torch.Tensor
+    selected: torch.Tensor
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_logits(cls, logits: torch.Tensor, threshold: float) -> Prediction:
+        """Threshold the probabilities."""
+        probs = torch.sigmoid(logits)
+        return cls(logits, probs, probs >= threshold)
+
+
+class Predictor(Protocol):
+    """All that evaluation needs."""
+
+    def predict(self, batch: VisitBatch) -> Prediction:
+        """Predict every visit of a batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights as plain tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Restore weights."""
+
+
+class CountingModel(Protocol):
+    """A predictor that is fitted in one go, without gradients."""
+
+    def fit(self, dataset: VisitDataset, patients: npt.NDArray[np.int64]) -> None:
+        """Learn from the visits of the training patients."""
+
+    def predict(self, batch: VisitBatch) -> Prediction:
+        """Predict every visit of a batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights as plain tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Restore weights."""
+
+
+class Recommender(nn.Module):
+    """Base of the models that learn by gradient.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Model sizes, loss and threshold.
+    context : DrugContext
+        Vocabulary sizes, interactions, molecules.
+    """
+
+    def __init__(self, config: TrainConfig, context: DrugContext) -> None:
+        super().__init__()
+        self.config, self.context = config, context
+        self._encoded: Any = None
+
+    def encode_drugs(self) -> Any:
+        """Encode molecules; called once per optimiser step, shared by all visits."""
+        return None
+
+    def forward(self, batch: VisitBatch, drugs: Any) -> Prediction:
+        """Predict every visit of a batch from its inputs and the encoded drugs."""
+        raise TypeError(f"{type(self).__name__} has no forward step")
+
+    def loss(self, batch: VisitBatch, prediction: Prediction) -> LossTerms:
+        """Loss of a batch; the mean over its visits."""
+        return combined_loss(
+            prediction.logits[batch.mask],
+            batch.target[batch.mask],
+            self.context.ddi,
+            self.config.loss,
+            self.config.optim.threshold,
+        )
+
+    def train(self, mode: bool = True) -> Recommender:
+        """Switch mode; the cached encoding of the drugs is dropped."""
+        self._encoded = None
+        super().train(mode)
+        return self
+
+    @torch.no_grad()
+    def predict(self, batch: VisitBatch) -> Prediction:
+        """Predict in evaluation mode; drugs are encoded once and kept until `train` is called."""
+        if self.training:
+            self.eval()
+        if self._encoded is None:
+            self._encoded = self.encode_drugs()
+        return self(batch, self._encoded)
+
+    def load_pretrained(self, state: dict[str, Any]) -> None:
+        """Start from a pre-trained encoder; models without one refuse.
+
+        Raises
+        ------
+        InputError
+            If the model has no molecule encoder, or one of another size.
+        """
+        raise InputError(f"{type(self).__name__} has no molecule encoder to start from")

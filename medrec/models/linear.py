@@ -1,0 +1,162 @@
+"""Yardsticks: most frequent drugs, the previous visit's drugs, logistic regression.
+
+None of them knows molecules; a model that does not beat them has shown nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+
+from medrec.config import (
+    CopyFrequencyModelConfig,
+    LogisticRegressionModelConfig,
+    TrainConfig,
+)
+from medrec.data.dataset import CodeBag, VisitBatch, VisitDataset
+from medrec.models.base import DrugContext, Prediction
+
+_BATCH = 256
+
+
+class TopK:
+    """The k most frequent drugs of the training visits, k = their mean number per visit."""
+
+    def __init__(self, config: TrainConfig, context: DrugContext) -> None:
+        self.config = config
+        self.frequency = torch.zeros(context.n_drugs)
+        self.chosen = torch.zeros(context.n_drugs, dtype=torch.bool)
+
+    def fit(self, dataset: VisitDataset, patients: npt.NDArray[np.int64]) -> None:
+        """Count drugs over the training visits."""
+        total, n_visits = torch.zeros(dataset.n_drugs), 0
+        for batch in dataset.batches(patients, _BATCH):
+            total += batch.target[batch.mask].sum(dim=0)
+            n_visits += int(batch.mask.sum())
+        self.frequency = total / max(n_visits, 1)
+        k = round(float(self.frequency.sum()))
+        # ties go to the earlier code, whatever the sorting algorithm
+        order = torch.sort(self.frequency, descending=True, stable=True).indices
+        self.chosen = torch.zeros(dataset.n_drugs, dtype=torch.bool)
+        self.chosen[order[:k]] = True
+
+    def predict(self, batch: VisitBatch) -> Prediction:
+        """Predict the same set for every visit."""
+        shape = batch.target.shape
+        return _prediction(self.frequency.expand(shape), self.chosen.expand(shape))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Frequencies and the chosen set."""
+        return {"frequency": self.frequency, "chosen": self.chosen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore."""
+        self.frequency, self.chosen = state["frequency"], state["chosen"]
+
+
+class CopyLast(TopK):
+    """The previous visit's drugs; top-k at a first visit."""
+
+    def predict(self, batch: VisitBatch) -> Prediction:
+        """Copy; among copied and among other drugs the frequency decides the rank."""
+        first = ~batch.drugs_before.bool().any(dim=-1, keepdim=True)
+        base = super().predict(batch)
+        before = batch.drugs_before.bool()
+        probs = torch.where(first, base.probs, 0.5 * base.probs + 0.5 * batch.drugs_before)
+        return _prediction(probs, torch.where(first, base.selected, before))
+
+
+class CopyFrequency(TopK):
+    """Previous visit's drugs united with those more frequent than a threshold."""
+
+    def predict(self, batch: VisitBatch) -> Prediction:
+        """Unite."""
+        model = self.config.model
+        assert isinstance(model, CopyFrequencyModelConfig)
+        frequent = (self.frequency >= model.min_frequency).expand(batch.target.shape)
+        probs = 0.5 * self.frequency.expand(batch.target.shape) + 0.5 * batch.drugs_before
+        return _prediction(probs, frequent | batch.drugs_before.bool())
+
+
+class LogisticRegression:
+    """One-vs-rest logistic regression on the current visit's diagnoses and procedures.
+
+    Drugs that every or no training visit has get a constant probability.
+    """
+
+    def __init__(self, config: TrainConfig, context: DrugContext) -> None:
+        assert isinstance(config.model, LogisticRegressionModelConfig)
+        self.config, self.settings = config, config.model
+        self.n_diagnoses = context.n_diagnoses
+        n_inputs = context.n_diagnoses + context.n_procedures
+        self.weight = torch.zeros(n_inputs, context.n_drugs)
+        self.bias = torch.zeros(context.n_drugs)
+        self.n_not_converged = 0
+
+    def fit(self, dataset: VisitDataset, patients: npt.NDArray[np.int64]) -> None:
+        """Fit one regression per drug with scikit-learn."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression as OneDrug
+
+        inputs, targets = self._matrix(dataset, patients)
+        for drug in range(dataset.n_drugs):
+            y = targets[:, drug]
+            if y.min() == y.max():
+                self.bias[drug] = 8.0 if y[0] else -8.0
+                continue
+            solver = OneDrug(C=self.settings.c, max_iter=self.settings.max_iterations)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                solver.fit(inputs, y)
+            self.n_not_converged += int(solver.n_iter_[0] >= self.settings.max_iterations)
+            self.weight[:, drug] = torch.from_numpy(solver.coef_[0]).float()
+            self.bias[drug] = float(solver.intercept_[0])
+
+    def _matrix(
+        self, dataset: VisitDataset, patients: npt.NDArray[np.int64]
+    ) -> tuple[sparse.csr_matrix, npt.NDArray[np.int64]]:
+        """Multi-hot inputs (n, N) and targets (n, D) of all visits."""
+        rows = [dataset.patients[int(p)] for p in patients]
+        diagnoses = [codes for item in rows for codes in item.diagnoses]
+        procedures = [codes + self.n_diagnoses for item in rows for codes in item.procedures]
+        drugs = [codes for item in rows for codes in item.drugs]
+        merged = [np.concatenate(pair) for pair in zip(diagnoses, procedures, strict=True)]
+        n = len(merged)
+        offsets = np.concatenate([[0], np.cumsum([len(codes) for codes in merged])])
+        index = np.concatenate(merged) if n else np.zeros(0, np.int64)
+        inputs = sparse.csr_matrix(
+            (np.ones(len(index)), index, offsets), shape=(n, len(self.weight))
+        )
+        targets = np.zeros((n, dataset.n_drugs), dtype=np.int64)
+        for row, codes in enumerate(drugs):
+            targets[row, codes] = 1
+        return inputs, targets
+
+    def predict(self, batch: VisitBatch) -> Prediction:
+        """Score every visit on its own."""
+        n_patients, n_visits = batch.shape
+        logits = self.bias.repeat(n_patients * n_visits, 1)
+        for bag, shift in ((batch.diagnoses, 0), (batch.procedures, self.n_diagnoses)):
+            self._add(logits, bag, shift)
+        shaped = logits.reshape(n_patients, n_visits, -1)
+        return Prediction.from_logits(shaped, self.config.optim.threshold)
+
+    def _add(self, logits: torch.Tensor, bag: CodeBag, shift: int) -> None:
+        logits.index_add_(0, bag.visit, self.weight[bag.index + shift])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and biases."""
+        return {"weight": self.weight, "bias": self.bias}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore."""
+        self.weight, self.bias = state["weight"], state["bias"]
+
+
+def _prediction(probs: torch.Tensor, selected: torch.Tensor) -> Prediction:
+    return Prediction(torch.logit(probs, eps=1e-6), probs, selected)

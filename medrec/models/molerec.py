@@ -1,0 +1,119 @@
+"""MoleRec: substructure-aware recommendation (Yang et al., WWW 2023), batched.
+
+Differences from the released code, all in the direction of speed or correctness: molecules and
+fragments are encoded once per optimiser step and not once per visit; all visits of a patient go
+through one causal pass; a patient vector holds each GRU state once (the released one holds it
+twice). Options: a pre-trained molecule encoder, and ELF features of the drugs, which enter as a
+learned projection added to the molecule's vector, with a learned vector where they are missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from medrec.config import MoleRecModelConfig, TrainConfig
+from medrec.data.dataset import VisitBatch
+from medrec.models.base import DrugContext, Prediction, Recommender
+from medrec.models.layers import BagEmbedding, MaskedAggregation, SetAttention
+from medrec.molecules.encoders_2d import GINEncoder
+from quantum.base import InputError
+
+
+@dataclass
+class EncodedDrugs:
+    """Attention (D, S) between drugs and fragments, and the fragments' vectors (S, d)."""
+
+    attention: torch.Tensor
+    fragments: torch.Tensor
+
+
+class MoleRec(Recommender):
+    """See the module's text."""
+
+    def __init__(self, config: TrainConfig, context: DrugContext) -> None:
+        super().__init__(config, context)
+        model, molecules = config.model, context.molecules
+        assert isinstance(model, MoleRecModelConfig)
+        if molecules is None:
+            raise InputError("molerec needs the molecules of the drugs; expected a feature table")
+        d = model.d_model
+        self.diagnoses = BagEmbedding(context.n_diagnoses, d, model.dropout)
+        self.procedures = BagEmbedding(context.n_procedures, d, model.dropout)
+        self.gru_diagnoses = nn.GRU(d, d, batch_first=True)
+        self.gru_procedures = nn.GRU(d, d, batch_first=True)
+        n_fragments = molecules.fragments.n_graphs
+        self.query = nn.Sequential(nn.ReLU(), nn.Linear(2 * d, d))
+        self.relation = nn.Linear(d, n_fragments)
+        self.gin_molecule = GINEncoder(d, model.gnn_layers, model.gnn_dropout)
+        self.gin_fragment: GINEncoder | None = None
+        if model.substructure_encoder == "gnn":
+            self.gin_fragment = GINEncoder(d, model.gnn_layers, model.gnn_dropout)
+        else:
+            self.fragment_table = nn.Parameter(torch.empty(n_fragments, d).uniform_(-0.1, 0.1))
+        self.elf: ELFInput | None = None
+        if model.use_elf:
+            if molecules.elf.shape[1] == 0:
+                raise InputError("use_elf is on, but no feature table was given; see --features")
+            self.elf = ELFInput(molecules.elf.shape[1], d)
+        self.set_attention = SetAttention(d, model.n_heads, model.sab)
+        self.aggregate = MaskedAggregation(d)
+        self.score = nn.Sequential(nn.Linear(d, d // 2), nn.ReLU(), nn.Linear(d // 2, 1))
+
+    def encode_drugs(self) -> EncodedDrugs:
+        """Encode molecules and fragments, and their attention."""
+        tables = self.context.molecules
+        assert tables is not None
+        vectors = self.gin_molecule(tables.molecules)
+        if self.elf is not None:
+            vectors = vectors + self.elf(tables.elf, tables.elf_mask)
+        drugs = tables.projection @ vectors
+        if self.gin_fragment is not None:
+            fragments = self.gin_fragment(tables.fragments)
+        else:
+            fragments = self.fragment_table
+        fragments = self.set_attention(fragments)
+        attention = self.aggregate.attention(drugs, fragments, tables.fragment_mask)
+        return EncodedDrugs(attention, fragments)
+
+    def forward(self, batch: VisitBatch, drugs: EncodedDrugs) -> Prediction:
+        """Predict all visits in one causal pass; drugs of visits are not an input."""
+        n_patients, n_visits = batch.shape
+        flat = n_patients * n_visits
+        d_states = self.diagnoses(batch.diagnoses, flat).reshape(n_patients, n_visits, -1)
+        p_states = self.procedures(batch.procedures, flat).reshape(n_patients, n_visits, -1)
+        states = torch.cat(
+            [self.gru_diagnoses(d_states)[0], self.gru_procedures(p_states)[0]], dim=-1
+        )
+        weights = torch.sigmoid(self.relation(self.query(states[batch.mask])))
+        vectors = self.aggregate(drugs.attention, drugs.fragments, weights)
+        scores = self.score(vectors).squeeze(-1)
+        logits = scores.new_zeros(n_patients, n_visits, self.context.n_drugs)
+        logits[batch.mask] = scores
+        return Prediction.from_logits(logits, self.config.optim.threshold)
+
+    def load_pretrained(self, state: dict[str, Any]) -> None:
+        """Start both 2D encoders from a pre-trained one, batch-norm buffers included."""
+        sizes = state["encoder"]
+        ours = {"d_model": self.gin_molecule.d_model, "gin_layers": self.gin_molecule.n_layers}
+        if sizes != ours:
+            raise InputError(f"pre-trained encoder has sizes {sizes}, the model has {ours}")
+        self.gin_molecule.load_state_dict(state["gin_molecule"])
+        if self.gin_fragment is not None:
+            self.gin_fragment.load_state_dict(state.get("gin_fragment", state["gin_molecule"]))
+
+
+class ELFInput(nn.Module):
+    """Projection of ELF features, and one learned vector for molecules without them."""
+
+    def __init__(self, n_features: int, d_model: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(n_features, d_model)
+        self.missing = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Vectors of K molecules (K, d)."""
+        return torch.where(mask.unsqueeze(1), self.project(features), self.missing)

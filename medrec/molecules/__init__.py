@@ -1,0 +1,1 @@
+"""The molecules behind drug classes: structures, graphs, interactions, stored features."""

@@ -1,0 +1,159 @@
+"""Molecules as tensors: 2D graphs, BRICS fragments, the class-fragment mask.
+
+Letters: K unique molecules, S fragments, D drug classes, N nodes, E directed edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rdkit import Chem
+from rdkit.Chem import BRICS
+from torch_geometric.utils.smiles import e_map, from_rdmol, x_map
+
+from medrec.molecules.drugs import DrugMolecules
+from medrec.molecules.features import FeatureTable
+
+ATOM_CARDINALITIES: tuple[int, ...] = tuple(len(values) for values in x_map.values())
+BOND_CARDINALITIES: tuple[int, ...] = tuple(len(values) for values in e_map.values())
+
+
+@dataclass(frozen=True)
+class MoleculeGraphs:
+    """A set of 2D graphs as one disconnected graph.
+
+    Attributes
+    ----------
+    x : LongTensor (N, 9)
+        Categories of each heavy atom: atomic number (0 is the dummy atom of a fragment), chirality,
+        degree, charge, hydrogens, radical electrons, hybridisation, aromatic, in ring.
+    edge_index : LongTensor (2, E)
+        Source and target of every bond, both directions.
+    edge_attr : LongTensor (E, 3)
+        Bond type, stereo, conjugated.
+    batch : LongTensor (N,)
+        Graph of each node.
+    """
+
+    x: torch.Tensor
+    edge_index: torch.Tensor
+    edge_attr: torch.Tensor
+    batch: torch.Tensor
+    n_graphs: int
+
+    def to(self, device: torch.device | str) -> MoleculeGraphs:
+        """Copy to a device."""
+        return MoleculeGraphs(
+            self.x.to(device),
+            self.edge_index.to(device),
+            self.edge_attr.to(device),
+            self.batch.to(device),
+            self.n_graphs,
+        )
+
+
+def build_graphs(smiles: Sequence[str]) -> MoleculeGraphs:
+    """2D graphs of parsable SMILES, in order."""
+    xs, edges, attributes, batch = [], [], [], []
+    offset = 0
+    for number, text in enumerate(smiles):
+        data = from_rdmol(Chem.MolFromSmiles(text))
+        xs.append(data.x)
+        edges.append(data.edge_index + offset)
+        attributes.append(data.edge_attr.reshape(-1, len(BOND_CARDINALITIES)))
+        batch.append(torch.full((data.x.shape[0],), number))
+        offset += data.x.shape[0]
+    if not xs:
+        empty = torch.zeros(0, dtype=torch.long)
+        return MoleculeGraphs(
+            empty.reshape(0, len(ATOM_CARDINALITIES)),
+            empty.reshape(2, 0),
+            empty.reshape(0, len(BOND_CARDINALITIES)),
+            empty,
+            0,
+        )
+    return MoleculeGraphs(
+        torch.cat(xs), torch.cat(edges, dim=1), torch.cat(attributes), torch.cat(batch), len(xs)
+    )
+
+
+def brics_fragments(smiles: str) -> list[str]:
+    """BRICS fragments of a molecule in alphabetical order; the molecule itself if none.
+
+    Attachment points stay as dummy atoms, so that a fragment says where it was cut.
+    """
+    mol = Chem.MolFromSmiles(smiles)
+    found = BRICS.BRICSDecompose(mol) if mol.GetNumBonds() else set()
+    return sorted(found) or [smiles]
+
+
+@dataclass(frozen=True)
+class MoleculeTables:
+    """Everything a recommender may know about the molecules of its drug classes.
+
+    Attributes
+    ----------
+    molecules : MoleculeGraphs
+        K unique molecules.
+    fragments : MoleculeGraphs
+        S unique BRICS fragments in alphabetical order.
+    projection : FloatTensor (D, K)
+        Mean over the molecules of a class; a row sums to 1, or to 0 without molecules.
+    fragment_mask : BoolTensor (D, S)
+        Which class contains which fragment.
+    elf : FloatTensor (K, F), elf_mask : BoolTensor (K,)
+        Standardised ELF features and where they exist; F may be 0.
+    """
+
+    molecules: MoleculeGraphs
+    fragments: MoleculeGraphs
+    projection: torch.Tensor
+    fragment_mask: torch.Tensor
+    elf: torch.Tensor
+    elf_mask: torch.Tensor
+    fragment_smiles: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> MoleculeTables:
+        """Copy to a device."""
+        return MoleculeTables(
+            self.molecules.to(device),
+            self.fragments.to(device),
+            self.projection.to(device),
+            self.fragment_mask.to(device),
+            self.elf.to(device),
+            self.elf_mask.to(device),
+            self.fragment_smiles,
+        )
+
+
+def build_molecule_tables(drugs: DrugMolecules, features: FeatureTable | None) -> MoleculeTables:
+    """Build graphs, fragments and masks of a drug vocabulary.
+
+    Parameters
+    ----------
+    features : FeatureTable or None
+        Where ELF features come from; None leaves them empty and masked.
+    """
+    of_molecule = [brics_fragments(smiles) for smiles in drugs.smiles]
+    fragments = sorted({item for items in of_molecule for item in items})
+    column = {item: i for i, item in enumerate(fragments)}
+    contains = np.zeros((len(drugs), len(fragments)), dtype=bool)
+    for row, items in enumerate(of_molecule):
+        contains[row, [column[item] for item in items]] = True
+    mask = (drugs.projection > 0).astype(np.int64) @ contains.astype(np.int64) > 0
+    if features is None:
+        elf, elf_mask = np.zeros((len(drugs), 0), np.float32), np.zeros(len(drugs), bool)
+    else:
+        elf, elf_mask = features.align(drugs.species)
+    return MoleculeTables(
+        build_graphs(drugs.smiles),
+        build_graphs(fragments),
+        torch.from_numpy(drugs.projection),
+        torch.from_numpy(mask),
+        torch.from_numpy(elf),
+        torch.from_numpy(elf_mask),
+        tuple(fragments),
+    )

@@ -1,0 +1,1 @@
+"""Pre-training of molecule encoders: networks and losses, and one loop that knows no files."""

@@ -1,0 +1,345 @@
+"""The `medrec` command.
+
+Only light modules are imported here; PyTorch, Ray and the rest load inside the command that
+needs them, so that ``medrec --help`` answers at once and local work never starts Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medrec.runs import Home
+from orchestration.console import Terminal, frame_table, pairs_table
+from quantum.base import InputError, MedrecError
+
+if TYPE_CHECKING:
+    from orchestration.stages import Stages
+
+app = typer.Typer(
+    name="medrec",
+    help="Medication recommendation from health records and drug molecules.\n\n"
+    "Research use only, not for clinical decisions.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+features_app = typer.Typer(help="Conformers, DFT and ELF features of drugs.", no_args_is_help=True)
+app.add_typer(features_app, name="features")
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="MEDREC_HOME", help="Folder for everything computed.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one value: key.path=value.")
+]
+CohortOption = Annotated[str, typer.Option("--cohort", help="Cohort name, as `prepare` printed.")]
+FeaturesOption = Annotated[
+    str | None, typer.Option("--features", help="Feature table name, as `features run` printed.")
+]
+ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration file.")]
+DEFAULT_HOME = Path("medrec-work")
+
+
+def _stages(home: Path, as_json: bool = False, quiet: bool = False) -> Stages:
+    from orchestration.stages import Stages
+
+    return Stages(Home(home), Terminal(as_json=as_json, quiet=quiet))
+
+
+@app.command()
+def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Print what is on this machine and what to do about what is missing."""
+    import pandas as pd
+
+    from orchestration.doctor import as_rows, examine
+
+    checks = examine(Home(home))
+    rows = as_rows(checks)
+    terminal = Terminal(as_json=as_json)
+    terminal.result(rows, frame_table(pd.DataFrame(rows).rename(columns={"what": ""})))
+    if any(check.level == "problem" for check in checks):
+        raise typer.Exit(3)
+
+
+@app.command()
+def demo(
+    config: Annotated[Path, typer.Argument(help="Which files the demo runs.")] = Path(
+        "configs/demo.yaml"
+    ),
+    home: HomeOption = DEFAULT_HOME,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the whole chain on the open MIMIC demo: records, molecules, models, report.
+
+    Everything is found by name: a second call finishes in seconds, and an interrupted one goes on
+    where it stopped.
+    """
+    from orchestration.demo import run_demo
+
+    run_demo(config, _stages(home, quiet=quiet))
+
+
+@app.command()
+def prepare(
+    config: ConfigArgument,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn raw tables into a cohort, with a count after every filter."""
+    from medrec.config import CohortConfig, load_config
+
+    stages = _stages(home, as_json, quiet)
+    cohort = stages.prepare(load_config(config, CohortConfig, overrides or ()))
+    stages.show_cohort(cohort)
+
+
+@features_app.command("run")
+def features_run(
+    config: ConfigArgument,
+    cohort: CohortOption,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: SetOption = None,
+    retry: Annotated[
+        list[str] | None, typer.Option(help="Try failures of this kind again.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="CPU cores for Ray; default all.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compute what is missing for a cohort's molecules, as Ray tasks, and export the table."""
+    from medrec.config import FeatureRunConfig, load_config
+
+    stages = _stages(home, as_json, quiet)
+    table = stages.run_features(
+        load_config(config, FeatureRunConfig, overrides or ()),
+        stages.cohort(cohort),
+        retry=tuple(retry or ()),
+        workers=workers,
+    )
+    stages.show_features(table)
+
+
+@features_app.command("status")
+def features_status(
+    config: ConfigArgument,
+    cohort: CohortOption,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count what is present, failed (by kind) and missing, stage by stage."""
+    from medrec.config import FeatureRunConfig, load_config
+
+    stages = _stages(home, as_json)
+    stages.show_feature_status(
+        load_config(config, FeatureRunConfig, overrides or ()), stages.cohort(cohort)
+    )
+
+
+@features_app.command("verify")
+def features_verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Recompute every digest in the store; exit code 6 if one does not match."""
+    _stages(home, as_json).verify_store()
+
+
+@app.command()
+def pretrain(
+    config: ConfigArgument,
+    cohort: CohortOption,
+    features: Annotated[str, typer.Option("--features", help="Feature table with conformers.")],
+    home: HomeOption = DEFAULT_HOME,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Pre-train the 2D and 3D molecule encoders through Ray Train."""
+    from medrec.config import PretrainRunConfig, load_config
+
+    stages = _stages(home, as_json, quiet)
+    run = stages.pretrain(
+        load_config(config, PretrainRunConfig, overrides or ()),
+        stages.cohort(cohort),
+        stages.feature_table(features),
+    )
+    stages.show_run(run)
+
+
+@app.command()
+def tune(
+    config: ConfigArgument,
+    cohort: CohortOption,
+    features: FeaturesOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Search hyper-parameters with Ray Tune and Optuna; the same command resumes a search."""
+    from medrec.config import TuneConfig, load_config
+
+    stages = _stages(home, as_json, quiet)
+    run = stages.tune(
+        load_config(config, TuneConfig, overrides or ()),
+        stages.cohort(cohort),
+        stages.features(features),
+    )
+    stages.show_trials(run)
+
+
+@app.command()
+def train(
+    configs: Annotated[list[Path], typer.Argument(help="One or more training configurations.")],
+    cohort: CohortOption,
+    features: FeaturesOption = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Pre-training run whose encoder starts the model.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train recommenders, select on validation, evaluate once on the test part."""
+    from medrec.config import TrainConfig, load_config
+
+    stages = _stages(home, as_json, quiet)
+    loaded = [load_config(path, TrainConfig, overrides or ()) for path in configs]
+    prepared, table = stages.cohort(cohort), stages.features(features)
+    start = stages.run(pretrained) if pretrained else None
+    runs = [stages.train(item, prepared, table, start) for item in loaded]
+    stages.show_comparison(runs, prepared)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Training run.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Print every metric of one run with its 95 % interval, from the stored per-visit rows."""
+    stages = _stages(home, as_json)
+    stages.show_evaluation(stages.run(run))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Training runs on one cohort and split.")],
+    reference: Annotated[str | None, typer.Option(help="Run that differences refer to.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs: intervals, paired differences, ground-truth and chance DDI."""
+    stages = _stages(home, as_json)
+    found = [stages.run(name) for name in runs]
+    stages.show_comparison(found, stages.cohort_of(found[0]), reference)
+
+
+@app.command()
+def recommend(
+    run: Annotated[str, typer.Argument(help="Training run.")],
+    visits: Annotated[Path, typer.Argument(help="Patient's visits as JSON; - for standard input.")],
+    top: Annotated[int, typer.Option(min=1, help="How many drugs to print.")] = 20,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank drugs for one patient's latest visit and name the interacting pairs.
+
+    Research use only, not for clinical decisions.
+    """
+    stages = _stages(home, as_json)
+    stages.recommend(stages.run(run), visits, top)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Training, tuning and pre-training runs.")],
+    features: FeaturesOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file to write.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one self-contained HTML page about runs, their cohort and their molecules."""
+    stages = _stages(home, as_json)
+    path = stages.report([stages.run(name) for name in runs], stages.features(features), out)
+    stages.terminal.result({"report": str(path)}, f"report: {path}")
+
+
+@app.command("check-configs")
+def check_configs(
+    folder: Annotated[Path, typer.Argument(help="Folder with YAML files.")] = Path("configs"),
+) -> None:
+    """Load every configuration file of a folder; exit code 2 if one does not validate."""
+    from orchestration.configs import check_folder
+
+    checked, problems = check_folder(folder)
+    terminal = Terminal()
+    terminal.result({}, pairs_table([(str(path), kind) for path, kind in checked]))
+    for problem in problems:
+        terminal.err.print(problem, markup=False, style="red")
+    if problems:
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point: run the command; errors become one message and an exit code."""
+    _use_environment()
+    try:
+        code = app(standalone_mode=False)
+    except MedrecError as error:
+        _complain(str(error))
+        code = error.exit_code
+    except typer.Exit as error:
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; finished work is kept, the same command goes on from there")
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:  # noqa: BLE001 - the boundary of the program
+        code = _unexpected(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _use_environment() -> None:
+    """Only the command line reads the environment."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    folder = os.environ.get("MEDREC_DATA")
+    if folder:
+        from medrec.data.schema import set_data_root
+
+        set_data_root(Path(folder))
+
+
+def _complain(message: str) -> None:
+    Terminal().err.print(f"medrec: {message}", markup=False, soft_wrap=True)
+
+
+def _unexpected(error: Exception) -> int:
+    """Usage errors are shown by their own class; anything else is a defect of the program."""
+    if hasattr(error, "show") and hasattr(error, "exit_code"):
+        error.show()
+        return int(error.exit_code)
+    if type(error).__name__ == "Abort":
+        return 130
+    if os.environ.get("MEDREC_TRACEBACK"):
+        raise error
+    if isinstance(error, OSError):
+        wrapped = InputError(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        _complain(str(wrapped))
+        return wrapped.exit_code
+    _complain(
+        f"defect in medrec: {type(error).__name__}: {error}. "
+        "Set MEDREC_TRACEBACK=1 to see where, and please report it."
+    )
+    return 70

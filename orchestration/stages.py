@@ -1,0 +1,290 @@
+"""The stages behind the commands: each finds its finished work by name, or does it.
+
+One object holds the home folder and the terminal. Heavy modules load inside the methods, so a
+command pays only for what it uses, and Ray starts only when there is work for it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from medrec.config import (
+    CohortConfig,
+    FeatureRunConfig,
+    PretrainRunConfig,
+    TrainConfig,
+    TuneConfig,
+)
+from medrec.runs import Home, Run
+from orchestration.console import Terminal, frame_table, pairs_table
+from quantum.base import InputError
+
+if TYPE_CHECKING:
+    from medrec.data.cohort import Cohort
+    from medrec.molecules.features import FeatureTable
+
+
+class Stages:
+    """Run, find and show each stage.
+
+    Parameters
+    ----------
+    home : Home
+        Folder for everything computed.
+    terminal : Terminal
+        Where results, progress and messages go.
+    """
+
+    def __init__(self, home: Home, terminal: Terminal) -> None:
+        self.home, self.terminal = home, terminal
+
+    # ------------------------------------------------------------------ find
+
+    def cohort(self, name: str) -> Cohort:
+        """Load a prepared cohort by name or unique beginning."""
+        from medrec.data.cohort import Cohort
+
+        return Cohort.load(self.home.find(self.home.cohorts, name))
+
+    def features(self, name: str | None) -> FeatureTable | None:
+        """Load an exported feature table by name; None stays None."""
+        return None if name is None else self.feature_table(name)
+
+    def feature_table(self, name: str) -> FeatureTable:
+        """Load an exported feature table by name or unique beginning."""
+        from medrec.molecules.features import FeatureTable
+
+        return FeatureTable.load(self.home.find(self.home.features, name))
+
+    def run(self, name: str) -> Run:
+        """Open a run by name or unique beginning."""
+        return Run.load(self.home.find(self.home.runs, name))
+
+    def cohort_of(self, run: Run) -> Cohort:
+        """Find the cohort that a run was made on, by its digest."""
+        from medrec.data.cohort import Cohort
+
+        return Cohort.load(self.home.by_digest(self.home.cohorts, run.inputs["cohort"]))
+
+    # ------------------------------------------------------------------ cohort
+
+    def prepare(self, config: CohortConfig) -> Cohort:
+        """Prepare a cohort, or find it."""
+        from medrec.data.cohort import prepare_cohort
+
+        with self.terminal.progress("prepare", None) as step:
+            return prepare_cohort(config, self.home, progress=lambda note: step.advance(note))
+
+    def show_cohort(self, cohort: Cohort) -> None:
+        """Print funnel, mapping coverage and DDI density."""
+        facts = [
+            ("cohort", cohort.folder.name),
+            ("preset", cohort.config.preset),
+            ("patients, visits", f"{cohort.n_patients}, {len(cohort.visits)}"),
+            ("drug classes", len(cohort.drugs)),
+            *((f"DDI {name}", value) for name, value in cohort.record["ddi"].items()),
+            *(("note", note) for note in cohort.record["notes"]),
+        ]
+        document = {
+            "cohort": cohort.folder.name,
+            "digest": cohort.digest,
+            "funnel": cohort.funnel.to_dict("records"),
+            "coverage": cohort.coverage.to_dict("records"),
+            "ddi": cohort.record["ddi"],
+        }
+        self.terminal.result(
+            document,
+            frame_table(cohort.funnel, "funnel"),
+            frame_table(cohort.coverage, "prescription rows mapped to ATC"),
+            pairs_table(facts),
+        )
+
+    # ------------------------------------------------------------------ features
+
+    def run_features(
+        self,
+        config: FeatureRunConfig,
+        cohort: Cohort,
+        retry: tuple[str, ...] = (),
+        workers: int | None = None,
+    ) -> FeatureTable:
+        """Compute what is missing for the cohort's molecules, then export the table."""
+        from medrec.molecules.features import FeatureTable
+        from orchestration.features import run_features
+
+        folder = run_features(config, cohort, self.home, self.terminal, retry, workers)
+        return FeatureTable.load(folder)
+
+    def show_features(self, features: FeatureTable) -> None:
+        """Print how many species have a conformer and an ELF map, and why others have not."""
+        coverage = features.coverage()
+        self.terminal.result(
+            {"features": features.folder.name, "digest": features.digest, "coverage": coverage},
+            pairs_table([("features", features.folder.name), *coverage.items()]),
+        )
+
+    def show_feature_status(self, config: FeatureRunConfig, cohort: Cohort) -> None:
+        """Print present, failed and missing per stage."""
+        from orchestration.features import feature_status
+
+        table = feature_status(config, cohort, self.home)
+        self.terminal.result(table.to_dict("records"), frame_table(table, "stages"))
+
+    def verify_store(self) -> None:
+        """Recompute all digests of the store; damaged objects are named and raise."""
+        from quantum.base import IntegrityError
+        from quantum.store import Store
+
+        store = Store(self.home.store)
+        checked, damaged = store.verify()
+        self.terminal.result(
+            {"checked": checked, "damaged": damaged},
+            f"{checked} objects checked, {len(damaged)} damaged",
+        )
+        if damaged:
+            raise IntegrityError(
+                f"{len(damaged)} objects do not match their digest, first {damaged[0][:16]}; "
+                "they were set aside and are computed again by the next features run"
+            )
+
+    # ------------------------------------------------------------------ learning
+
+    def pretrain(self, config: PretrainRunConfig, cohort: Cohort, features: FeatureTable) -> Run:
+        """Pre-train molecule encoders through Ray Train, or find the finished run."""
+        from orchestration.train import run_pretrain
+
+        with self.terminal.progress("pretrain", config.task.epochs) as step:
+            return run_pretrain(
+                config,
+                cohort,
+                features,
+                self.home,
+                on_epoch=lambda row: step.at(
+                    int(row["epoch"]) + 1, None, f"loss {row['loss']:.3f}"
+                ),
+            )
+
+    def show_run(self, run: Run) -> None:
+        """Print a run's name and its numbers."""
+        report = run.report()
+        flat = {k: v for k, v in report.items() if isinstance(v, int | float | str)}
+        self.terminal.result(
+            {"run": run.name, **report}, pairs_table([("run", run.name), *flat.items()])
+        )
+
+    def tune(self, config: TuneConfig, cohort: Cohort, features: FeatureTable | None) -> Run:
+        """Search hyper-parameters, or go on with the search of that name."""
+        from orchestration.tune import run_tune
+
+        with self.terminal.progress("tune", config.n_trials) as step:
+            return run_tune(
+                config,
+                cohort,
+                self.home,
+                features,
+                on_trial=lambda done, total, note: step.at(done, total, note),
+            )
+
+    def show_trials(self, run: Run) -> None:
+        """Print all trials of a search; the best or the Pareto front is marked."""
+        trials = pd.read_parquet(run.folder / "trials.parquet")
+        shown = trials.rename(columns=lambda name: str(name).removeprefix("params."))
+        self.terminal.result(
+            {"run": run.name, "trials": trials.to_dict("records"), "report": run.report()},
+            frame_table(shown, f"trials of {run.name}"),
+        )
+
+    def train(
+        self,
+        config: TrainConfig,
+        cohort: Cohort,
+        features: FeatureTable | None,
+        pretrained: Run | None,
+    ) -> Run:
+        """Train one recommender and evaluate it once, or find the finished run."""
+        from medrec.training import run_training
+
+        learned = config.model.name == "molerec"
+        with self.terminal.progress(config.name, config.optim.epochs if learned else None) as step:
+            return run_training(
+                config,
+                cohort,
+                self.home,
+                features=features if learned else None,
+                pretrained=pretrained if learned else None,
+                on_epoch=lambda row: step.at(
+                    int(row["epoch"]) + 1, None, f"validation Jaccard {row['val_jaccard']:.4f}"
+                ),
+            )
+
+    # ------------------------------------------------------------------ evidence
+
+    def show_evaluation(self, run: Run) -> None:
+        """Print every metric of one run with its interval."""
+        from medrec.evaluation.compare import evaluation_table
+
+        table = evaluation_table(run)
+        self.terminal.result(table.to_dict("records"), frame_table(table, run.name))
+
+    def show_comparison(
+        self, runs: list[Run], cohort: Cohort, reference: str | None = None
+    ) -> None:
+        """Print the comparison table with its header and caution."""
+        from medrec.evaluation.compare import compare_runs
+
+        comparison = compare_runs(runs, cohort, reference=reference)
+        self.terminal.result(
+            {"header": comparison.header, "rows": comparison.table.to_dict("records")},
+            pairs_table(comparison.header.items()),
+            frame_table(comparison.display(), "test part"),
+        )
+
+    def recommend(self, run: Run, visits: Path, top: int) -> None:
+        """Recommend for one patient read from JSON."""
+        from medrec.recommend import recommend
+
+        try:
+            text = sys.stdin.read() if str(visits) == "-" else visits.read_text(encoding="utf-8")
+            document = json.loads(text)
+        except FileNotFoundError as error:
+            raise InputError(f"file not found: {visits}") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"not readable as JSON: {visits} ({type(error).__name__})") from error
+        result = recommend(run, self.home, document)
+        for text in result["warnings"]:
+            self.terminal.warn(text)
+        drugs = pd.DataFrame(result["drugs"][:top])
+        pairs = pd.DataFrame(result["interactions"])
+        tables: list[Any] = [frame_table(drugs, "recommended for the latest visit")]
+        tables.append(
+            frame_table(pairs, "interacting pairs among the selected")
+            if len(pairs)
+            else "no interacting pair among the selected drugs"
+        )
+        self.terminal.result(result, *tables, result["caution"])
+
+    def report(self, runs: list[Run], features: FeatureTable | None, out: Path | None) -> Path:
+        """Write the HTML page of some runs."""
+        from medrec.report import build_report
+
+        if not runs:
+            raise InputError("no run given; expected at least one")
+        cohort = self.cohort_of(runs[0])
+        by_kind: dict[str, list[Run]] = {"train": [], "tune": [], "pretrain": []}
+        for run in runs:
+            by_kind[run.kind].append(run)
+        target = out or self.home.reports / f"{cohort.folder.name}.html"
+        return build_report(
+            self.home,
+            cohort=cohort,
+            runs=by_kind["train"],
+            tune_run=next(iter(by_kind["tune"]), None),
+            pretrain_run=next(iter(by_kind["pretrain"]), None),
+            features=features,
+            out=target,
+        )
