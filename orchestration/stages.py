@@ -24,6 +24,8 @@ from medrec.runs import Home, Run
 from orchestration.console import Terminal, frame_table, pairs_table
 from quantum.base import InputError
 
+_SHOWN_PAIRS = 12
+
 if TYPE_CHECKING:
     from medrec.data.cohort import Cohort
     from medrec.molecules.features import FeatureTable
@@ -193,7 +195,8 @@ class Stages:
     def show_trials(self, run: Run) -> None:
         """Print all trials of a search; the best or the Pareto front is marked."""
         trials = pd.read_parquet(run.folder / "trials.parquet")
-        shown = trials.rename(columns=lambda name: str(name).removeprefix("params."))
+        short = {"full_budget": "full", "number": "trial", "seconds": "s"}
+        shown = trials.rename(columns=lambda name: short.get(name, str(name).rsplit(".", 1)[-1]))
         self.terminal.result(
             {"run": run.name, "trials": trials.to_dict("records"), "report": run.report()},
             frame_table(shown, f"trials of {run.name}"),
@@ -260,13 +263,22 @@ class Stages:
             self.terminal.warn(text)
         drugs = pd.DataFrame(result["drugs"][:top])
         pairs = pd.DataFrame(result["interactions"])
+        n_more = max(len(pairs) - _SHOWN_PAIRS, 0)
+        pairs = pairs.head(_SHOWN_PAIRS).drop(columns="severity", errors="ignore")
         tables: list[Any] = [frame_table(drugs, "recommended for the latest visit")]
         tables.append(
             frame_table(pairs, "interacting pairs among the selected")
             if len(pairs)
             else "no interacting pair among the selected drugs"
         )
-        self.terminal.result(result, *tables, result["caution"])
+        if n_more:
+            tables.append(f"and {n_more} more pairs; --json lists all")
+        self.terminal.result(
+            result,
+            *tables,
+            "Interactions are between classes: any two member substances may be the cause.",
+            result["caution"],
+        )
 
     def report(self, runs: list[Run], features: FeatureTable | None, out: Path | None) -> Path:
         """Write the HTML page of some runs."""

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from quantum.base import (
+    InputError,
     IntegrityError,
     StoreError,
     canonical_json,
@@ -186,7 +187,7 @@ class Store:
             raise StoreError(f"no object {key[:16]} in the store {self.root}")
         try:
             return self._read(folder, key)
-        except (IntegrityError, OSError, ValueError, KeyError) as error:
+        except (IntegrityError, InputError, OSError, ValueError, KeyError) as error:
             self._set_aside(folder)
             raise IntegrityError(
                 f"object {key[:16]} is damaged and was set aside: {error}"

@@ -14,6 +14,7 @@ from medrec.runs import Run
 from quantum.base import InputError
 
 PRIMARY = ("jaccard", "f1", "prauc", "ddi_rate", "mean_n_drugs")
+_SHORT = {"ddi_rate": "ddi", "mean_n_drugs": "drugs"}
 _ENOUGH_PATIENTS = 500
 
 
@@ -38,20 +39,21 @@ class Comparison:
 
     def display(self) -> pd.DataFrame:
         """Text table: value with interval, and the Jaccard difference to the reference."""
-        shown = pd.DataFrame({"model": self.table["model"]})
+        shown = pd.DataFrame({"model": [str(m).replace("_", " ") for m in self.table["model"]]})
+        rows = self.table.to_dict("records")
         for name in PRIMARY:
-            digits = 1 if name == "mean_n_drugs" else 3
-            shown[name] = [
-                f"{row[name]:.{digits}f} [{row[f'{name}_low']:.{digits}f}, "
-                f"{row[f'{name}_high']:.{digits}f}]"
-                for _, row in self.table.iterrows()
+            value, interval = (1, 0) if name == "mean_n_drugs" else (3, 2)
+            shown[_SHORT.get(name, name)] = [
+                f"{row[name]:.{value}f}\n"
+                f"{row[f'{name}_low']:.{interval}f}–{row[f'{name}_high']:.{interval}f}"
+                for row in rows
             ]
         shown["Δ jaccard"] = [
             "reference"
             if row["run"] == self.reference
-            else f"{row['jaccard_difference']:+.3f} [{row['jaccard_difference_low']:+.3f}, "
-            f"{row['jaccard_difference_high']:+.3f}]"
-            for _, row in self.table.iterrows()
+            else f"{row['jaccard_difference']:+.3f}\n{row['jaccard_difference_low']:+.2f} to "
+            f"{row['jaccard_difference_high']:+.2f}"
+            for row in rows
         ]
         return shown
 

@@ -142,6 +142,11 @@ class Recommender(nn.Module):
         super().train(mode)
         return self
 
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Load weights; the cached encoding of the drugs belongs to the old ones and is dropped."""
+        self._encoded = None
+        return super().load_state_dict(*arguments, **options)
+
     @torch.no_grad()
     def predict(self, batch: VisitBatch) -> Prediction:
         """Predict in evaluation mode; drugs are encoded once and kept until `train` is called."""

@@ -136,7 +136,7 @@ def _comparison(comparison: Comparison | None) -> list[str]:
         for name in PRIMARY:
             digits = 1 if name == "mean_n_drugs" else 3
             value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-            cells.append((f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]", value))
+            cells.append((f"{value:.{digits}f}\n[{low:.{digits}f}, {high:.{digits}f}]", value))
         cells.append(_difference(row, comparison.reference))
         cells.append((f"{row['n_parameters']:,}", int(row["n_parameters"])))
         cells.append((f"{row['seconds']:.1f}", float(row["seconds"])))
@@ -159,7 +159,7 @@ def _difference(row: dict[Any, Any], reference: str) -> Any:
     if row["run"] == reference:
         return ("reference", 0.0)
     value, low, high = (row[f"jaccard_difference{s}"] for s in ("", "_low", "_high"))
-    return (f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", value)
+    return (f"{value:+.3f}\n[{low:+.3f}, {high:+.3f}]", value)
 
 
 def _frontier(page: Page, comparison: Comparison | None, tune_run: Run | None) -> list[str]:
@@ -217,7 +217,10 @@ def _pretraining(page: Page, run: Run | None) -> list[str]:
     report = run.report()
     return [
         page.figure(figures.pretraining(run.metrics()), "pre-training curves"),
-        facts((name.replace("_", " "), value) for name, value in report.items()),
+        facts(
+            (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
+            for name, value in report.items()
+        ),
     ]
 
 

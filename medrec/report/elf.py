@@ -75,7 +75,7 @@ def surface_figure(elf: ElfMap) -> go.Figure:
     ]
     hidden = {"visible": False, "showbackground": False}
     style(figure, 520).update_layout(
-        margin={"l": 0, "r": 0, "t": 8, "b": 56},
+        margin={"l": 0, "r": 0, "t": 8, "b": 90},
         showlegend=False,
         scene={
             "xaxis": hidden,
@@ -146,7 +146,7 @@ def _skeleton(elf: ElfMap) -> list[go.Scatter3d]:
             text=symbols,
             hovertemplate="%{text}<extra></extra>",
             marker={
-                "size": [5 if z == 1 else 9 for z in elf.atomic_numbers],
+                "size": [7 if z == 1 else 13 for z in elf.atomic_numbers],
                 "color": [_COLOURS.get(int(z), "#a667c9") for z in elf.atomic_numbers],
                 "line": {"color": "#2b3036", "width": 1},
                 "opacity": 1.0,
@@ -184,6 +184,10 @@ def slice_figure(elf: ElfMap, n: int = 9) -> go.Figure:
             )
             figure.update_xaxes(title=f"{names[across[0]]}, Å", row=1, col=axis + 1)
             figure.update_yaxes(title=f"{names[across[1]]}, Å", row=1, col=axis + 1)
+    for axis in range(1, 4):
+        anchor = "x" if axis == 1 else f"x{axis}"
+        figure.update_yaxes(scaleanchor=anchor, constrain="domain", row=1, col=axis)
+        figure.update_xaxes(constrain="domain", row=1, col=axis)
     steps = [
         {
             "label": f"{100 * (step + 1) / (n + 1):.0f} %",
@@ -192,14 +196,14 @@ def slice_figure(elf: ElfMap, n: int = 9) -> go.Figure:
         }
         for step in range(n)
     ]
-    style(figure, 420).update_layout(
-        margin={"b": 40},
+    style(figure, 470).update_layout(
+        margin={"b": 110},
         sliders=[
             {
                 "active": n // 2,
                 "currentvalue": {"prefix": "depth of the plane in the box: "},
                 "steps": steps,
-                "pad": {"t": 44},
+                "pad": {"t": 64},
             }
         ],
     )

@@ -61,10 +61,10 @@ class PySCFBackend:
         energies: list[float] = []
         mf = _mean_field(mol, spec, remedies)
         mf.callback = lambda env: energies.append(float(env["e_tot"]))
-        guess = mf.get_init_guess(key="huckel") if "huckel_guess" in remedies else None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                guess = mf.get_init_guess(key="huckel") if "huckel_guess" in remedies else None
                 mf.kernel(dm0=guess)
         except MemoryError as error:
             raise ResourceError(f"out of memory at {mol.nao} basis functions") from error

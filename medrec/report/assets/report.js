@@ -8,7 +8,8 @@
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const themed = (layout) => {
-    const changes = { "font.color": colour("--ink") };
+    const changes = { "font.color": colour("--ink"), "modebar.bgcolor": "rgba(0,0,0,0)",
+      "modebar.color": colour("--soft"), "modebar.activecolor": colour("--accent") };
     for (const key of Object.keys(layout)) {
       if (/^[xy]axis\d*$/.test(key)) {
         changes[key + ".gridcolor"] = colour("--line");
@@ -18,7 +19,7 @@
     }
     return changes;
   };
-  const options = { responsive: true, displaylogo: false,
+  const options = { responsive: true, displaylogo: false, displayModeBar: "hover",
     modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
 
   const drawn = (element) => {
