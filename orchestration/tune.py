@@ -211,9 +211,11 @@ def _run_session(
 
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # a resumed search must not draw the numbers of its first session again
+    seed = config.seed + 1000 * len(open_study(run.folder, config).trials)
     samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=5),
-        "random": lambda: optuna.samplers.RandomSampler(seed=config.seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
     }
     first = config.objectives[0]
     search = OptunaSearch(

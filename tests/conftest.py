@@ -17,3 +17,26 @@ ROOT = Path(__file__).resolve().parent.parent
 def root() -> Path:
     """Top folder of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory):
+    """Home folder with a small synthetic cohort; shared, do not write into its runs."""
+    from medrec.config import CohortConfig
+    from medrec.data.cohort import prepare_cohort
+    from medrec.runs import Home
+
+    home = Home(tmp_path_factory.mktemp("synthetic"))
+    config = CohortConfig.model_validate(
+        {
+            "name": "tiny",
+            "source": {
+                "format": "synthetic",
+                "n_patients": 60,
+                "n_diagnoses": 30,
+                "n_procedures": 12,
+                "n_drugs": 12,
+            },
+        }
+    )
+    return home, prepare_cohort(config, home)

@@ -1,0 +1,302 @@
+"""The same functions on many workers: tasks, pre-training, search; with real kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from medrec.config import (
+    FeatureRunConfig,
+    PretrainRunConfig,
+    TrainConfig,
+    TuneConfig,
+)
+from medrec.runs import Home, Run
+from orchestration.cluster import check_shared, ensure_ray, require
+from orchestration.console import Terminal
+from orchestration.features import run_features
+from orchestration.tasks import RayExecutor
+from orchestration.train import run_pretrain
+from orchestration.tune import complete_trials, open_study, run_tune
+from quantum.base import ConfigError, ResourceError
+from quantum.molecule import species_from_smiles
+from quantum.pipeline import Outcome, Task
+from quantum.schema import CalculationSpec, GridSpec, PipelineSpec
+
+pytestmark = [
+    pytest.mark.ray,
+    # third-party: Ray warns about its own coming defaults and leaves pipes to the collector
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SPEC = PipelineSpec(
+    calculation=CalculationSpec(method="hf", basis="sto-3g", grid_level=0),
+    grid=GridSpec(spacing_bohr=0.9, margin_bohr=3.0),
+)
+NAMES = ("O", "CCO", "N", "CC", "CCC", "CCCC")
+
+
+def tasks() -> list[Task]:
+    return [Task(species=species_from_smiles(s), spec=SPEC) for s in NAMES]
+
+
+def outcome(task: Task, **facts: object) -> Outcome:
+    return Outcome(species_key=task.species.key, status="done", **facts)
+
+
+def behave(task: Task, folder: str = "") -> Outcome:
+    """Raise for one molecule, die once for another, count threads for the rest."""
+    from threadpoolctl import threadpool_info
+
+    smiles = task.species.smiles
+    if smiles == "N":
+        raise ValueError("surprise")
+    if smiles == "CC":
+        mark = Path(folder) / "died"
+        if not mark.exists():
+            mark.write_text("once")
+            os.kill(os.getpid(), signal.SIGKILL)
+    threads = max([p["num_threads"] for p in threadpool_info()] or [1])
+    return outcome(task, seconds=float(threads))
+
+
+def test_executor_survives_exceptions_and_killed_workers(ray, tmp_path):
+    executor = RayExecutor(ray, cpus_per_task=1, max_in_flight=2)
+    results = {
+        task.species.smiles: result
+        for task, result in executor.run(partial(behave, folder=str(tmp_path)), tasks())
+    }
+    assert set(results) == set(NAMES)
+    assert (results["N"].status, results["N"].kind) == ("failed", "unknown")
+    assert "surprise" in results["N"].message
+    assert results["CC"].status == "done"
+    assert (tmp_path / "died").exists()
+    assert {r.seconds for r in results.values() if r.status == "done"} == {1.0}
+
+
+def die(task: Task) -> Outcome:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return outcome(task)
+
+
+def test_a_poison_task_ends_as_transient_and_the_rest_goes_on(ray):
+    executor = RayExecutor(ray, max_in_flight=1)
+    ((_, result),) = executor.run(die, tasks()[:1])
+    assert (result.status, result.kind) == ("failed", "transient")
+
+
+def wait_long(task: Task, folder: str) -> Outcome:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(60)
+    return outcome(task)
+
+
+def test_closing_the_iterator_cancels_what_runs(ray, tmp_path):
+    executor = RayExecutor(ray, cpus_per_task=0, max_in_flight=2)
+
+    def first_then_wait():
+        yield from executor.run(partial(wait_long, folder=str(tmp_path)), tasks()[:2])
+
+    generator = first_then_wait()
+    import threading
+
+    timer = threading.Timer(6.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(generator)
+    generator.close()
+    deadline = time.monotonic() + 20
+    pids = [int(p.name) for p in tmp_path.iterdir()]
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.2)
+    assert pids
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_no_silent_downgrade(ray, tmp_path):
+    check_shared(ray, tmp_path)
+    assert ensure_ray() is ray
+    with pytest.raises(ResourceError, match="1 GPU were asked for"):
+        require(ray, gpus=1)
+    with pytest.raises(ResourceError, match="99 CPU"):
+        require(ray, cpus=99)
+
+
+@pytest.fixture(scope="module")
+def featured(ray, synthetic, tmp_path_factory):
+    """Home with the synthetic cohort and a feature table computed by Ray tasks."""
+    from medrec.molecules.features import FeatureTable
+
+    home = Home(tmp_path_factory.mktemp("ray-home"))
+    home.cohorts.symlink_to(synthetic[0].cohorts)
+    config = FeatureRunConfig(name="t", pipeline=SPEC, scf_budget_cpu_s=14)
+    folder = run_features(config, synthetic[1], home, Terminal(quiet=True))
+    again = run_features(config, synthetic[1], home, Terminal(quiet=True))
+    assert again == folder
+    table = FeatureTable.load(folder)
+    counts = table.coverage()
+    assert counts["with conformer"] == counts["species"]
+    assert 0 < counts["with ELF map"] < counts["species"]
+    return home, synthetic[1], table
+
+
+def pretrain_config(epochs: int, name: str = "p") -> PretrainRunConfig:
+    return PretrainRunConfig.model_validate(
+        {
+            "task": {
+                "name": name,
+                "encoder": {"d_model": 16, "gin_layers": 2, "gvp_layers": 1, "dropout": 0.1},
+                "epochs": epochs,
+                "checkpoint_every_epochs": 2,
+            },
+            "scaling": {"num_workers": 2},
+        }
+    )
+
+
+KILLED_PRETRAIN = """
+import sys
+from pathlib import Path
+from medrec.config import PretrainRunConfig
+from medrec.data.cohort import Cohort
+from medrec.molecules.features import FeatureTable
+from medrec.runs import Home
+from orchestration.train import run_pretrain
+home, cohort, features, config = sys.argv[1:]
+run_pretrain(
+    PretrainRunConfig.model_validate_json(config),
+    Cohort.load(Path(cohort)),
+    FeatureTable.load(Path(features)),
+    Home(Path(home)),
+    on_epoch=lambda row: print("epoch", int(row["epoch"]), flush=True),
+)
+"""
+
+
+def test_pretraining_goes_on_after_a_killed_driver(featured):
+    home, cohort, features = featured
+    config = pretrain_config(14)
+    arguments = [home.root, cohort.folder, features.folder, config.model_dump_json()]
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED_PRETRAIN, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as driver:
+        for line in driver.stdout:
+            if line.startswith("epoch") and int(line.split()[1]) >= 4:
+                break
+        driver.send_signal(signal.SIGKILL)
+    (folder,) = home.runs.glob("p-*")
+    before = Run.load(folder).metrics()["epoch"].max()
+    run = run_pretrain(config, cohort, features, home)
+    assert run.is_finished
+    assert run.metrics()["epoch"].tolist() == list(range(14))
+    assert run.record()["provenance"]["time"] > run.record()["started"]
+    assert before >= 2
+    losses = run.metrics()["loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    # and the recommender starts from it
+    from medrec.training import run_training
+
+    start = TrainConfig.model_validate(
+        {
+            "name": "m",
+            "model": {"name": "molerec", "d_model": 16, "gnn_layers": 2, "use_elf": True},
+            "optim": {"epochs": 2},
+        }
+    )
+    trained = run_training(start, cohort, home, features=features, pretrained=run)
+    assert set(trained.inputs) == {"cohort", "features", "pretrained"}
+
+
+def tune_config(n_trials: int, name: str = "search") -> TuneConfig:
+    return TuneConfig.model_validate(
+        {
+            "name": name,
+            "base": {
+                "name": "m",
+                "model": {"name": "molerec", "d_model": 16, "gnn_layers": 2},
+                "optim": {"epochs": 6, "patience": 6, "lr": 5e-3},
+            },
+            "space": {
+                "model.d_model": {"type": "choice", "values": [8, 16]},
+                "model.gnn_layers": {"type": "int", "low": 1, "high": 2},
+                "loss.ddi_target": {"type": "uniform", "low": 0.02, "high": 0.2},
+            },
+            "objectives": [
+                {"metric": "jaccard", "mode": "max"},
+                {"metric": "ddi_rate", "mode": "min"},
+            ],
+            "n_trials": n_trials,
+            "asha": {"grace_epochs": 2, "reduction_factor": 2},
+        }
+    )
+
+
+KILLED_TUNE = """
+import sys
+from pathlib import Path
+from medrec.config import TuneConfig
+from medrec.data.cohort import Cohort
+from medrec.runs import Home
+from orchestration.tune import run_tune
+home, cohort, config = sys.argv[1:]
+run_tune(
+    TuneConfig.model_validate_json(config), Cohort.load(Path(cohort)), Home(Path(home)), None,
+    on_trial=lambda done, wanted, note: print("done", done, flush=True),
+)
+"""
+
+
+def test_a_search_goes_on_after_a_killed_driver(ray, synthetic, tmp_path):
+    _, cohort = synthetic
+    home, config = Home(tmp_path), tune_config(5)
+    arguments = [home.root, cohort.folder, config.model_dump_json()]
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED_TUNE, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as driver:
+        for line in driver.stdout:
+            if line.strip() == "done 1":
+                break
+        driver.send_signal(signal.SIGKILL)
+    (folder,) = home.runs.glob("search-*")
+    before = {t.number for t in complete_trials(open_study(folder, config))}
+    assert 1 <= len(before) < 5
+    run = run_tune(config, cohort, home, None)
+    trials = complete_trials(open_study(folder, config))
+    assert len(trials) == 5
+    assert before <= {t.number for t in trials}
+    parameters = [tuple(sorted(t.params.items())) for t in trials]
+    assert len(set(parameters)) == 5
+    import pandas as pd
+
+    table = pd.read_parquet(run.folder / "trials.parquet")
+    assert table["pareto"].any()
+    assert table["epochs"].between(2, 6).all()
+    assert (table["full_budget"] == (table["epochs"] == 6)).all()
+    best = table[table["pareto"]]
+    for _, row in table.iterrows():
+        dominated = (best["jaccard"] > row["jaccard"]) & (best["ddi_rate"] < row["ddi_rate"])
+        assert not (row["pareto"] and dominated.any())
+
+
+def test_a_search_that_cannot_run_says_why(ray, synthetic, tmp_path):
+    config = tune_config(1).model_copy(update={"objectives": ()})
+    broken = config.model_dump(mode="json")
+    broken["objectives"] = [{"metric": "accuracy", "mode": "max"}]
+    with pytest.raises(ConfigError, match="none of: jaccard"):
+        run_tune(TuneConfig.model_validate(broken), synthetic[1], Home(tmp_path), None)
