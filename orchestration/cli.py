@@ -153,6 +153,24 @@ def features_verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False
 
 
 @app.command()
+def molecule(
+    smiles: Annotated[str, typer.Argument(help="SMILES of a drug, salts and all.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show the species that is calculated for a SMILES: salts stripped, charge and spin stated."""
+    from quantum.molecule import species_from_smiles
+
+    species = species_from_smiles(smiles)
+    facts = {
+        **species.model_dump(),
+        "formula": species.formula,
+        "atoms": species.n_atoms,
+        "key": species.key,
+    }
+    Terminal(as_json=as_json).result(facts, pairs_table(facts.items()))
+
+
+@app.command()
 def pretrain(
     config: ConfigArgument,
     cohort: CohortOption,

@@ -160,7 +160,7 @@ def slice_figure(elf: ElfMap, n: int = 9) -> go.Figure:
     names = ("x", "y", "z")
     figure = make_subplots(
         cols=3,
-        horizontal_spacing=0.07,
+        horizontal_spacing=0.11,
         subplot_titles=[f"across {name}" for name in names],
     )
     index = [np.linspace(0, size - 1, n + 2).round().astype(int)[1:-1] for size in elf.values.shape]

@@ -8,8 +8,7 @@
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const themed = (layout) => {
-    const changes = { "font.color": colour("--ink"), "modebar.bgcolor": "rgba(0,0,0,0)",
-      "modebar.color": colour("--soft"), "modebar.activecolor": colour("--accent") };
+    const changes = { "font.color": colour("--ink") };
     for (const key of Object.keys(layout)) {
       if (/^[xy]axis\d*$/.test(key)) {
         changes[key + ".gridcolor"] = colour("--line");
@@ -19,8 +18,7 @@
     }
     return changes;
   };
-  const options = { responsive: true, displaylogo: false, displayModeBar: "hover",
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  const options = { responsive: true, displayModeBar: false };
 
   const drawn = (element) => {
     const marks = element.querySelectorAll(
