@@ -96,7 +96,8 @@ def prepare(
     quiet: QuietOption = False,
 ) -> None:
     """Turn raw tables into a cohort, with a count after every filter."""
-    from medrec.config import CohortConfig, load_config
+    from medrec.config import CohortConfig
+    from medrec.loading import load_config
 
     stages = _stages(home, as_json, quiet)
     cohort = stages.prepare(load_config(config, CohortConfig, overrides or ()))
@@ -117,7 +118,8 @@ def features_run(
     quiet: QuietOption = False,
 ) -> None:
     """Compute what is missing for a cohort's molecules, as Ray tasks, and export the table."""
-    from medrec.config import FeatureRunConfig, load_config
+    from medrec.config import FeatureRunConfig
+    from medrec.loading import load_config
 
     stages = _stages(home, as_json, quiet)
     table = stages.run_features(
@@ -138,7 +140,8 @@ def features_status(
     as_json: JsonOption = False,
 ) -> None:
     """Count what is present, failed (by kind) and missing, stage by stage."""
-    from medrec.config import FeatureRunConfig, load_config
+    from medrec.config import FeatureRunConfig
+    from medrec.loading import load_config
 
     stages = _stages(home, as_json)
     stages.show_feature_status(
@@ -181,7 +184,8 @@ def pretrain(
     quiet: QuietOption = False,
 ) -> None:
     """Pre-train the 2D and 3D molecule encoders through Ray Train."""
-    from medrec.config import PretrainRunConfig, load_config
+    from medrec.config import PretrainRunConfig
+    from medrec.loading import load_config
 
     stages = _stages(home, as_json, quiet)
     run = stages.pretrain(
@@ -203,7 +207,8 @@ def tune(
     quiet: QuietOption = False,
 ) -> None:
     """Search hyper-parameters with Ray Tune and Optuna; the same command resumes a search."""
-    from medrec.config import TuneConfig, load_config
+    from medrec.config import TuneConfig
+    from medrec.loading import load_config
 
     stages = _stages(home, as_json, quiet)
     run = stages.tune(
@@ -228,7 +233,8 @@ def train(
     quiet: QuietOption = False,
 ) -> None:
     """Train recommenders, select on validation, evaluate once on the test part."""
-    from medrec.config import TrainConfig, load_config
+    from medrec.config import TrainConfig
+    from medrec.loading import load_config
 
     stages = _stages(home, as_json, quiet)
     loaded = [load_config(path, TrainConfig, overrides or ()) for path in configs]

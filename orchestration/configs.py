@@ -13,8 +13,8 @@ from medrec.config import (
     PretrainRunConfig,
     TrainConfig,
     TuneConfig,
-    load_config,
 )
+from medrec.loading import load_config
 from quantum.base import InputError, MedrecError
 
 KIND_OF_FOLDER: dict[str, type[BaseModel]] = {

@@ -11,8 +11,8 @@ from medrec.config import (
     PretrainRunConfig,
     TrainConfig,
     TuneConfig,
-    load_config,
 )
+from medrec.loading import load_config
 from orchestration.stages import Stages
 
 

@@ -217,11 +217,11 @@ def _run_session(
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
     }
-    first = config.objectives[0]
+    first, several = config.objectives[0], len(config.objectives) > 1
     search = OptunaSearch(
         space={path: to_distribution(item) for path, item in config.space.items()},
-        metric=[o.metric for o in config.objectives],
-        mode=[o.mode for o in config.objectives],
+        metric=[o.metric for o in config.objectives] if several else first.metric,
+        mode=[o.mode for o in config.objectives] if several else first.mode,
         study_name=config.name,
         storage=_storage(run.folder),
         sampler=samplers[config.sampler](),

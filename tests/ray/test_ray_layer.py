@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from medrec.config import (
@@ -282,8 +283,6 @@ def test_a_search_goes_on_after_a_killed_driver(ray, synthetic, tmp_path):
     assert before <= {t.number for t in trials}
     parameters = [tuple(sorted(t.params.items())) for t in trials]
     assert len(set(parameters)) == 5
-    import pandas as pd
-
     table = pd.read_parquet(run.folder / "trials.parquet")
     assert table["pareto"].any()
     assert table["epochs"].between(2, 6).all()
@@ -292,6 +291,16 @@ def test_a_search_goes_on_after_a_killed_driver(ray, synthetic, tmp_path):
     for _, row in table.iterrows():
         dominated = (best["jaccard"] > row["jaccard"]) & (best["ddi_rate"] < row["ddi_rate"])
         assert not (row["pareto"] and dominated.any())
+
+
+def test_one_objective_is_enough(ray, synthetic, tmp_path):
+    plain = tune_config(2, "single").model_dump(mode="json")
+    plain |= {"objectives": [{"metric": "jaccard", "mode": "max"}], "sampler": "random"}
+    run = run_tune(TuneConfig.model_validate(plain), synthetic[1], Home(tmp_path), None)
+    (best,) = run.report()["best"]
+    trials = pd.read_parquet(run.folder / "trials.parquet")
+    assert len(trials) == 2
+    assert best["jaccard"] == trials["jaccard"].max()
 
 
 def test_a_search_that_cannot_run_says_why(ray, synthetic, tmp_path):

@@ -8,12 +8,13 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from medrec.config import CohortConfig, load_config
+from medrec.config import CohortConfig
 from medrec.data import cohort as cohort_module
 from medrec.data.codes import CodeMaps
 from medrec.data.cohort import Cohort, prepare_cohort
 from medrec.data.schema import data_root
 from medrec.data.visits import forward_fill_ndc
+from medrec.loading import load_config
 from medrec.runs import Home
 from quantum.base import InputError
 

@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medrec.config import (
-    CohortConfig,
-    LossConfig,
-    TrainConfig,
-    TuneConfig,
-    load_config,
-    validate_config,
-)
+from medrec.config import CohortConfig, LossConfig, TrainConfig, TuneConfig
+from medrec.loading import load_config, validate_config
 from orchestration.configs import check_folder
 from quantum.base import ConfigError
 
