@@ -46,6 +46,7 @@ FeaturesOption = Annotated[
 ]
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration file.")]
 DEFAULT_HOME = Path("medrec-work")
+_INTERRUPTED = "interrupted; finished work is kept, the same command goes on from there"
 
 
 def _stages(home: Path, as_json: bool = False, quiet: bool = False) -> Stages:
@@ -325,7 +326,7 @@ def main() -> None:
     except typer.Exit as error:
         code = error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; finished work is kept, the same command goes on from there")
+        _complain(_INTERRUPTED)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -354,7 +355,8 @@ def _unexpected(error: Exception) -> int:
     if hasattr(error, "show") and hasattr(error, "exit_code"):
         error.show()
         return int(error.exit_code)
-    if type(error).__name__ == "Abort":
+    if type(error).__name__ == "Abort":  # what the command library makes of Ctrl-C
+        _complain(_INTERRUPTED)
         return 130
     if os.environ.get("MEDREC_TRACEBACK"):
         raise error
