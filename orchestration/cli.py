@@ -326,13 +326,14 @@ def main() -> None:
     except typer.Exit as error:
         code = error.exit_code
     except KeyboardInterrupt:
-        _complain(_INTERRUPTED)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:  # noqa: BLE001 - the boundary of the program
         code = _unexpected(error)
+    if code == 130:  # the command library turns Ctrl-C into this exit code on some paths
+        _complain(_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -355,8 +356,7 @@ def _unexpected(error: Exception) -> int:
     if hasattr(error, "show") and hasattr(error, "exit_code"):
         error.show()
         return int(error.exit_code)
-    if type(error).__name__ == "Abort":  # what the command library makes of Ctrl-C
-        _complain(_INTERRUPTED)
+    if type(error).__name__ == "Abort":
         return 130
     if os.environ.get("MEDREC_TRACEBACK"):
         raise error

@@ -129,3 +129,27 @@ def test_demo_survives_a_kill_and_is_found_the_second_time(tmp_path: Path):
     text, _ = done.communicate(timeout=60)
     assert done.returncode == 0
     assert "'nonsense' is unknown" in text
+
+
+def test_ctrl_c_ends_with_one_line_and_exit_code_130(tmp_path: Path):
+    for name in ("data/c.yaml", "quantum/f.yaml"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(yaml.safe_dump(FILES[name]))
+    home = tmp_path / "home"
+    prepared = start("prepare", str(tmp_path / "data/c.yaml"), home=home)
+    assert prepared.wait(60) == 0
+    running = start(
+        "features", "run", str(tmp_path / "quantum/f.yaml"), "--cohort", "tiny", home=home
+    )
+    for line in running.stdout:
+        if "conformers" in line:
+            break
+    time.sleep(4.0)
+    running.send_signal(signal.SIGINT)
+    text, _ = running.communicate(timeout=60)
+    if running.returncode == 0:  # it was done before the signal came
+        assert "features" in text
+        return
+    assert running.returncode == 130, text
+    assert "finished work is kept" in text
+    assert "Traceback" not in text
