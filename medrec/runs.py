@@ -112,7 +112,9 @@ class Home:
         present = [item for item in present if not item.startswith(".")]
         if name in present:
             return folder / name
-        matches = [item for item in present if item.startswith(name)]
+        # "molerec" means molerec-1234abcd and not molerec_demo-5678cdef
+        matches = [item for item in present if item.rpartition("-")[0] == name]
+        matches = matches or [item for item in present if item.startswith(name)]
         if len(matches) == 1:
             return folder / matches[0]
         if matches:

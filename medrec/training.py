@@ -19,7 +19,7 @@ from medrec.data.dataset import VisitDataset, build_dataset
 from medrec.data.schema import Split, Vocabularies
 from medrec.evaluation.evaluate import evaluate
 from medrec.evaluation.metrics import ddi_rate_chance, summarise
-from medrec.models import build_model
+from medrec.models import LEARNED_MODELS, build_model
 from medrec.models.base import CountingModel, DrugContext, Predictor, Recommender
 from medrec.molecules.drugs import build_drug_molecules, ddi_matrix
 from medrec.molecules.features import FeatureTable
@@ -210,10 +210,11 @@ def run_training(
     on_epoch : callable, optional
         Called with each epoch's row, for progress.
     """
+    if not uses_molecules(config):
+        features = pretrained = None  # they would not change the result, so not the name either
     inputs = {"cohort": cohort.digest}
-    if uses_molecules(config):
-        inputs |= {"features": features.digest} if features is not None else {}
-        inputs |= {"pretrained": pretrained.digest} if pretrained is not None else {}
+    inputs |= {"features": features.digest} if features is not None else {}
+    inputs |= {"pretrained": pretrained.digest} if pretrained is not None else {}
     run = Run.open(home, "train", config.name, config, inputs)
     if run.is_finished:
         return run
@@ -235,7 +236,8 @@ def run_training(
 
 def uses_molecules(config: TrainConfig) -> bool:
     """Tell whether a model reads molecules."""
-    return config.model.name == "molerec"
+    learned = LEARNED_MODELS.get(config.model.name)
+    return learned is not None and learned.needs_molecules
 
 
 def _learn(

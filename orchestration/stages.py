@@ -210,16 +210,17 @@ class Stages:
         pretrained: Run | None,
     ) -> Run:
         """Train one recommender and evaluate it once, or find the finished run."""
+        from medrec.models import LEARNED_MODELS
         from medrec.training import run_training
 
-        learned = config.model.name == "molerec"
+        learned = config.model.name in LEARNED_MODELS
         with self.terminal.progress(config.name, config.optim.epochs if learned else None) as step:
             return run_training(
                 config,
                 cohort,
                 self.home,
-                features=features if learned else None,
-                pretrained=pretrained if learned else None,
+                features=features,
+                pretrained=pretrained,
                 on_epoch=lambda row: step.at(
                     int(row["epoch"]) + 1, None, f"validation Jaccard {row['val_jaccard']:.4f}"
                 ),

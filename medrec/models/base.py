@@ -7,7 +7,7 @@ per optimiser step, ``forward`` for the visits of a batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,9 @@ class Recommender(nn.Module):
     context : DrugContext
         Vocabulary sizes, interactions, molecules.
     """
+
+    needs_molecules: ClassVar[bool] = False
+    """Whether the context has to hold molecules."""
 
     def __init__(self, config: TrainConfig, context: DrugContext) -> None:
         super().__init__()

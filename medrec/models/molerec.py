@@ -34,6 +34,8 @@ class EncodedDrugs:
 class MoleRec(Recommender):
     """See the module's text."""
 
+    needs_molecules = True
+
     def __init__(self, config: TrainConfig, context: DrugContext) -> None:
         super().__init__(config, context)
         model, molecules = config.model, context.molecules

@@ -120,7 +120,10 @@ def test_find_accepts_a_unique_beginning(home: Home):
     for name in ("abc-1", "abd-2"):
         (home.runs / name).mkdir(parents=True)
     assert home.find(home.runs, "abd").name == "abd-2"
+    (home.runs / "ab-3").mkdir()
+    assert home.find(home.runs, "ab").name == "ab-3"
+    (home.runs / "ab-4").mkdir()
     with pytest.raises(InputError, match="ambiguous"):
         home.find(home.runs, "ab")
-    with pytest.raises(InputError, match="there is: abc-1, abd-2"):
+    with pytest.raises(InputError, match="there is: ab-3, ab-4, abc-1, abd-2"):
         home.find(home.runs, "zzz")
