@@ -19,7 +19,7 @@ from pydantic import (
 
 from medrec.loading import suggest
 from quantum.base import Frozen
-from quantum.schema import PipelineSpec, Resources
+from quantum.schema import LEVELS, Level, PipelineSpec, Resources
 
 # --------------------------------------------------------------------------- records
 
@@ -171,7 +171,11 @@ class FeatureRunConfig(Frozen):
     """Which molecules go through which stages, within which budget."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
+    level: Level | None = Field(None, description="named pipeline, in place of `pipeline`")
     pipeline: PipelineSpec = PipelineSpec()
+    atlas: Literal["shipped", "none"] = Field(
+        "shipped", description="take features of the same request from data/atlas"
+    )
     max_atoms: PositiveInt = Field(250, description="species above this get no SCF")
     scf_budget_cpu_s: NonNegativeFloat | None = Field(
         None,
@@ -180,6 +184,18 @@ class FeatureRunConfig(Frozen):
     )
     resources: Resources = Resources()
     max_in_flight: PositiveInt = 64
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pipeline_of_level(cls, values: Any) -> Any:
+        """Fill the pipeline in from the level; both together must agree."""
+        if not isinstance(values, dict) or values.get("level") not in LEVELS:
+            return values
+        pipeline = LEVELS[values["level"]]
+        given = values.get("pipeline", pipeline)
+        if PipelineSpec.model_validate(given) != pipeline:
+            raise ValueError(f"level '{values['level']}' and another pipeline exclude each other")
+        return {**values, "pipeline": pipeline}
 
 
 class EncoderConfig(Frozen):

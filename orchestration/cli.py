@@ -9,16 +9,25 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from medrec.runs import Home
+from orchestration.cli_features import features_app
 from orchestration.console import Terminal, frame_table, pairs_table
+from orchestration.options import (
+    DEFAULT_HOME,
+    CohortOption,
+    ConfigArgument,
+    FeaturesOption,
+    HomeOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    open_stages,
+)
 from quantum.base import InputError, MedrecError
-
-if TYPE_CHECKING:
-    from orchestration.stages import Stages
 
 app = typer.Typer(
     name="medrec",
@@ -29,30 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-features_app = typer.Typer(help="Conformers, DFT and ELF features of drugs.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 
-HomeOption = Annotated[
-    Path, typer.Option("--home", envvar="MEDREC_HOME", help="Folder for everything computed.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no messages.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one value: key.path=value.")
-]
-CohortOption = Annotated[str, typer.Option("--cohort", help="Cohort name, as `prepare` printed.")]
-FeaturesOption = Annotated[
-    str | None, typer.Option("--features", help="Feature table name, as `features run` printed.")
-]
-ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration file.")]
-DEFAULT_HOME = Path("medrec-work")
 _INTERRUPTED = "interrupted; finished work is kept, the same command goes on from there"
-
-
-def _stages(home: Path, as_json: bool = False, quiet: bool = False) -> Stages:
-    from orchestration.stages import Stages
-
-    return Stages(Home(home), Terminal(as_json=as_json, quiet=quiet))
 
 
 @app.command()
@@ -85,7 +73,7 @@ def demo(
     """
     from orchestration.demo import run_demo
 
-    run_demo(config, _stages(home, quiet=quiet))
+    run_demo(config, open_stages(home, quiet=quiet))
 
 
 @app.command()
@@ -100,60 +88,9 @@ def prepare(
     from medrec.config import CohortConfig
     from medrec.loading import load_config
 
-    stages = _stages(home, as_json, quiet)
+    stages = open_stages(home, as_json, quiet)
     cohort = stages.prepare(load_config(config, CohortConfig, overrides or ()))
     stages.show_cohort(cohort)
-
-
-@features_app.command("run")
-def features_run(
-    config: ConfigArgument,
-    cohort: CohortOption,
-    home: HomeOption = DEFAULT_HOME,
-    overrides: SetOption = None,
-    retry: Annotated[
-        list[str] | None, typer.Option(help="Try failures of this kind again.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="CPU cores for Ray; default all.")] = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Compute what is missing for a cohort's molecules, as Ray tasks, and export the table."""
-    from medrec.config import FeatureRunConfig
-    from medrec.loading import load_config
-
-    stages = _stages(home, as_json, quiet)
-    table = stages.run_features(
-        load_config(config, FeatureRunConfig, overrides or ()),
-        stages.cohort(cohort),
-        retry=tuple(retry or ()),
-        workers=workers,
-    )
-    stages.show_features(table)
-
-
-@features_app.command("status")
-def features_status(
-    config: ConfigArgument,
-    cohort: CohortOption,
-    home: HomeOption = DEFAULT_HOME,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Count what is present, failed (by kind) and missing, stage by stage."""
-    from medrec.config import FeatureRunConfig
-    from medrec.loading import load_config
-
-    stages = _stages(home, as_json)
-    stages.show_feature_status(
-        load_config(config, FeatureRunConfig, overrides or ()), stages.cohort(cohort)
-    )
-
-
-@features_app.command("verify")
-def features_verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
-    """Recompute every digest in the store; exit code 6 if one does not match."""
-    _stages(home, as_json).verify_store()
 
 
 @app.command()
@@ -188,7 +125,7 @@ def pretrain(
     from medrec.config import PretrainRunConfig
     from medrec.loading import load_config
 
-    stages = _stages(home, as_json, quiet)
+    stages = open_stages(home, as_json, quiet)
     run = stages.pretrain(
         load_config(config, PretrainRunConfig, overrides or ()),
         stages.cohort(cohort),
@@ -211,7 +148,7 @@ def tune(
     from medrec.config import TuneConfig
     from medrec.loading import load_config
 
-    stages = _stages(home, as_json, quiet)
+    stages = open_stages(home, as_json, quiet)
     run = stages.tune(
         load_config(config, TuneConfig, overrides or ()),
         stages.cohort(cohort),
@@ -237,7 +174,7 @@ def train(
     from medrec.config import TrainConfig
     from medrec.loading import load_config
 
-    stages = _stages(home, as_json, quiet)
+    stages = open_stages(home, as_json, quiet)
     loaded = [load_config(path, TrainConfig, overrides or ()) for path in configs]
     prepared, table = stages.cohort(cohort), stages.features(features)
     start = stages.run(pretrained) if pretrained else None
@@ -252,7 +189,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Print every metric of one run with its 95 % interval, from the stored per-visit rows."""
-    stages = _stages(home, as_json)
+    stages = open_stages(home, as_json)
     stages.show_evaluation(stages.run(run))
 
 
@@ -264,7 +201,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare runs: intervals, paired differences, ground-truth and chance DDI."""
-    stages = _stages(home, as_json)
+    stages = open_stages(home, as_json)
     found = [stages.run(name) for name in runs]
     stages.show_comparison(found, stages.cohort_of(found[0]), reference)
 
@@ -281,7 +218,7 @@ def recommend(
 
     Research use only, not for clinical decisions.
     """
-    stages = _stages(home, as_json)
+    stages = open_stages(home, as_json)
     stages.recommend(stages.run(run), visits, top)
 
 
@@ -294,7 +231,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page about runs, their cohort and their molecules."""
-    stages = _stages(home, as_json)
+    stages = open_stages(home, as_json)
     path = stages.report([stages.run(name) for name in runs], stages.features(features), out)
     stages.terminal.result({"report": str(path)}, f"report: {path}")
 

@@ -47,7 +47,7 @@ def run_demo(path: Path, stages: Stages) -> Path:
         cohort = stages.prepare(cohort_config)
         stages.show_cohort(cohort)
     with terminal.stage("2/6 features: conformers, DFT, ELF"):
-        features = stages.run_features(feature_config, cohort)
+        features = stages.run_features(feature_config, [cohort])
         stages.show_features(features)
     with terminal.stage("3/6 pretrain: 2D and 3D encoders, Ray Train"):
         pretrained = stages.pretrain(pretrain_config, cohort, features)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,15 +112,15 @@ class Stages:
     def run_features(
         self,
         config: FeatureRunConfig,
-        cohort: Cohort,
+        cohorts: Sequence[Cohort],
         retry: tuple[str, ...] = (),
         workers: int | None = None,
     ) -> FeatureTable:
-        """Compute what is missing for the cohort's molecules, then export the table."""
+        """Compute what is missing for the cohorts' molecules, then export the table."""
         from medrec.molecules.features import FeatureTable
         from orchestration.features import run_features
 
-        folder = run_features(config, cohort, self.home, self.terminal, retry, workers)
+        folder = run_features(config, cohorts, self.home, self.terminal, retry, workers)
         return FeatureTable.load(folder)
 
     def show_features(self, features: FeatureTable) -> None:
@@ -130,11 +131,11 @@ class Stages:
             pairs_table([("features", features.folder.name), *coverage.items()]),
         )
 
-    def show_feature_status(self, config: FeatureRunConfig, cohort: Cohort) -> None:
+    def show_feature_status(self, config: FeatureRunConfig, cohorts: Sequence[Cohort]) -> None:
         """Print present, failed and missing per stage."""
         from orchestration.features import feature_status
 
-        table = feature_status(config, cohort, self.home)
+        table = feature_status(config, cohorts, self.home)
         self.terminal.result(table.to_dict("records"), frame_table(table, "stages"))
 
     def verify_store(self) -> None:

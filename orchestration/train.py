@@ -149,7 +149,7 @@ def _worker(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     run = Run.load(Path(settings["run"]))
     data = build_data(
-        cohort_species(Cohort.load(Path(settings["cohort"]))),
+        cohort_species([Cohort.load(Path(settings["cohort"]))]),
         FeatureTable.load(Path(settings["features"])),
         task.encoder.cutoff_angstrom,
     )

@@ -1,4 +1,4 @@
-"""The electron localisation function: frame, grid, formula, features. Pure numpy, no program.
+"""The electron localisation function: frame, grid, formula, slices. Pure numpy, no program.
 
 Becke and Edgecombe, J. Chem. Phys. 92, 5397 (1990); Savin et al. for Kohn-Sham densities. With
 spin densities rho_s, their gradients and tau = 1/2 sum |grad phi|^2::
@@ -13,18 +13,17 @@ which is the usual closed-shell expression when both spins agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from quantum.base import IntegrityError
-from quantum.schema import FeatureSpec, GridSpec
+from quantum.schema import GridSpec
 
 Array = npt.NDArray[np.float64]
+_UNIFORM = 0.3 * (6.0 * np.pi**2) ** (2.0 / 3.0)  # kinetic energy of one spin of a uniform gas
 _THIN = 1e-14  # spin density below which there is nothing to localise
-_ELEMENTS = (1, 6, 7, 8)  # groups of their own; every other element is one group
-_GROUPS = ("H", "C", "N", "O", "other")
-_SHELLS_BOHR = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class Box:
     def shape(self) -> tuple[int, ...]:
         """Number of points along each axis."""
         return tuple(len(axis) for axis in self.axes)
+
+    @property
+    def cell_volume(self) -> float:
+        """Volume that a point stands for, Bohr^3."""
+        return float(np.prod([axis[1] - axis[0] for axis in self.axes]))
 
     @property
     def origin_bohr(self) -> Array:
@@ -94,13 +98,20 @@ def build_box(coords_bohr: Array, spec: GridSpec) -> Box:
     return Box((axes[0], axes[1], axes[2]), coords_bohr)
 
 
-def compute_elf(fields: Array, delta_au: float) -> Array:
-    """ELF from spin-resolved density quantities.
+def spin_resolved(fields: npt.NDArray[Any]) -> Array:
+    """Density quantities of alpha and beta, (2, 5, ...), from total ones (1, 5, ...) if need be."""
+    both = fields if len(fields) == 2 else np.concatenate([fields / 2, fields / 2])
+    return both.astype(float, copy=False)
+
+
+def compute_elf(fields: npt.NDArray[Any], delta_au: float) -> Array:
+    """ELF from density quantities.
 
     Parameters
     ----------
-    fields : ndarray (2, 5, ...)
-        Per spin: rho, three gradient components, tau, in atomic units.
+    fields : ndarray (S, 5, ...)
+        Total (S = 1, closed shell) or per spin (S = 2): rho, three gradient components, tau, in
+        atomic units.
     delta_au : float
         Added to the Pauli excess D; damps the ELF where the density is thin. 0 is the definition.
 
@@ -109,16 +120,46 @@ def compute_elf(fields: Array, delta_au: float) -> Array:
     ndarray (...)
         Between 0 and 1; 0 where there is no density.
     """
+    rounding = 1e-12 if fields.dtype == np.float64 else 1e-6
+    fields = spin_resolved(fields)
     rho, gradient, tau = fields[:, 0], fields[:, 1:4], fields[:, 4]
     safe = np.maximum(rho, _THIN)
     weizsaecker = (gradient**2).sum(axis=1) / (8.0 * safe)
     excess = np.where(rho > _THIN, np.maximum(tau - weizsaecker, 0.0), 0.0).sum(axis=0)
-    uniform = 0.3 * (6.0 * np.pi**2) ** (2.0 / 3.0) * (safe ** (5.0 / 3.0)).sum(axis=0)
+    uniform = _UNIFORM * (safe ** (5.0 / 3.0)).sum(axis=0)
     chi = (excess + delta_au) / uniform
     # a single electron in a channel has an excess of pure rounding noise: clean it relative to tau
-    noise = 1e-12 * tau.sum(axis=0)
+    noise = rounding * tau.sum(axis=0)
     chi = np.where(excess <= noise, delta_au / uniform, chi)
     return np.where(rho.sum(axis=0) > _THIN, 1.0 / (1.0 + chi**2), 0.0)
+
+
+def compute_lol(fields: npt.NDArray[Any]) -> Array:
+    """Localised orbital locator, between 0 and 1 (Schmider and Becke, J. Mol. Struct. 527, 51).
+
+    ``LOL = t / (1 + t)`` with ``t`` the ratio of the uniform gas's kinetic energy density to tau,
+    each summed over the spins; 1/2 for the uniform gas.
+
+    Parameters
+    ----------
+    fields : ndarray (S, 5, ...)
+        As in `compute_elf`.
+    """
+    fields = spin_resolved(fields)
+    rho, tau = np.maximum(fields[:, 0], 0.0), fields[:, 4].sum(axis=0)
+    uniform = _UNIFORM * (rho ** (5.0 / 3.0)).sum(axis=0)
+    total = uniform + tau
+    return np.where(total > 0, uniform / np.where(total > 0, total, 1.0), 0.0)
+
+
+def total_density(fields: npt.NDArray[Any]) -> Array:
+    """Rho (...) of density quantities (S, 5, ...)."""
+    return np.asarray(fields[:, 0].sum(axis=0, dtype=float))
+
+
+def gradient_norm(fields: npt.NDArray[Any]) -> Array:
+    """``|grad rho|`` (...) of density quantities (S, 5, ...)."""
+    return np.sqrt((fields[:, 1:4].sum(axis=0, dtype=float) ** 2).sum(axis=0))
 
 
 def check_elf(elf: Array) -> None:
@@ -150,85 +191,18 @@ def slices(volume: Array, n: int) -> tuple[Array, Array, Array]:
     return planes[0], planes[1], planes[2]
 
 
-def feature_names(spec: FeatureSpec) -> list[str]:
-    """Names of the numbers that `compute_features` returns, in order."""
-    names = [f"elf_volume_bin_{i:02d}" for i in range(spec.n_bins)]
-    names += [f"elf_charge_bin_{i:02d}" for i in range(spec.n_bins)]
-    for group in _GROUPS:
-        names += [f"elf_mean_{group}_shell_{i}" for i in range(len(_SHELLS_BOHR) - 1)]
-    names += [f"share_atoms_{group}" for group in _GROUPS]
-    return [
-        *names,
-        "elf_mean",
-        "elf_std",
-        "log_volume_bohr3",
-        "log_n_electrons",
-        "homo_hartree",
-        "lumo_hartree",
-        "gap_hartree",
-        "dipole_norm_au",
-        "charge",
-    ]
+def resample(channels: npt.NDArray[Any], n: int) -> npt.NDArray[np.float32]:
+    """Fields (C, nx, ny, nz) on a cube of ``n`` points along each edge, (C, n, n, n).
 
-
-def compute_feature_vector(
-    elf: Array,
-    rho: Array,
-    box: Box,
-    atomic_numbers: npt.ArrayLike,
-    scalars: dict[str, float],
-    spec: FeatureSpec,
-) -> npt.NDArray[np.float32]:
-    """Fixed-length description of an ELF map that does not depend on the molecule's placement.
-
-    Histograms of ELF values by volume and by charge, the mean ELF in spherical shells around the
-    atoms of each element group, composition, and the scalars of the SCF.
-
-    Parameters
-    ----------
-    elf, rho : ndarray (nx, ny, nz)
-        On the points of ``box``.
-    scalars : dict
-        ``n_electrons``, ``homo_hartree``, ``lumo_hartree``, ``gap_hartree``, ``dipole_norm_au``,
-        ``charge``.
+    The longest side of the box fills the cube and the others are centred, so that shapes keep
+    their proportions; outside the box is 0. Trilinear.
     """
-    counted = rho.ravel() >= spec.rho_cut_au
-    values, density = elf.ravel()[counted], rho.ravel()[counted]
-    if values.size == 0:
-        raise IntegrityError(f"no grid point has a density above {spec.rho_cut_au:g} a.u.")
-    edges = np.linspace(0.0, 1.0, spec.n_bins + 1)
-    by_volume = np.histogram(values, edges)[0] / values.size
-    by_charge = np.histogram(values, edges, weights=density)[0] / density.sum()
-    volume = values.size * _cell_volume(box)
-    numbers = np.asarray(atomic_numbers)
-    shells = _shell_means(elf.ravel()[counted], box.points()[counted], box.coords_bohr, numbers)
-    share = [np.mean(numbers == z) for z in _ELEMENTS]
-    tail = [
-        values.mean(),
-        values.std(),
-        np.log(volume),
-        np.log(scalars["n_electrons"]),
-        *(scalars[n] for n in ("homo_hartree", "lumo_hartree", "gap_hartree", "dipole_norm_au")),
-        scalars["charge"],
-    ]
-    vector = np.concatenate([by_volume, by_charge, shells, share, [1.0 - sum(share)], tail])
-    return vector.astype(np.float32)
+    from scipy.ndimage import map_coordinates
 
-
-def _cell_volume(box: Box) -> float:
-    return float(np.prod([axis[1] - axis[0] for axis in box.axes]))
-
-
-def _shell_means(
-    values: Array, points: Array, coords: Array, numbers: npt.NDArray[np.int_]
-) -> Array:
-    """Mean ELF per element group and distance shell; 0 where a shell is empty."""
-    sums = np.zeros((len(_GROUPS), len(_SHELLS_BOHR) - 1))
-    counts = np.zeros_like(sums)
-    for number, centre in zip(numbers, coords, strict=True):
-        group = _ELEMENTS.index(number) if number in _ELEMENTS else len(_ELEMENTS)
-        near = np.flatnonzero(np.abs(points - centre).max(axis=1) < _SHELLS_BOHR[-1])
-        distance = np.linalg.norm(points[near] - centre, axis=1)
-        sums[group] += np.histogram(distance, _SHELLS_BOHR, weights=values[near])[0]
-        counts[group] += np.histogram(distance, _SHELLS_BOHR)[0]
-    return (sums / np.maximum(counts, 1.0)).ravel()
+    shape = np.array(channels.shape[1:])
+    step = (shape.max() - 1) / max(n - 1, 1)
+    at = [(np.arange(n) - (n - 1) / 2) * step + (size - 1) / 2 for size in shape]
+    grid = np.meshgrid(*at, indexing="ij")
+    return np.stack(
+        [map_coordinates(c, grid, order=1, mode="constant", cval=0.0) for c in channels]
+    ).astype(np.float32)

@@ -2,10 +2,14 @@
 
 ::
 
-    manifest.json       digest, settings, coverage, program versions, feature names
+    manifest.json       digest, settings, coverage, program versions, feature names and sets
     species.parquet     one row per species: what it has, and why something is missing
     elf_features.npy    float32 (n, K), zeros where missing;  elf_mask.npy  bool (n,)
+    elf_volumes.npz     rows (m,), volumes float16 (m, 3, p, p, p): ELF, rho, |grad rho|
     conformers.npz      offsets (n + 1,), atomic_numbers (A,), coords_angstrom (A, 3)
+
+An atlas is such a table of another run. Its rows count as computed where their keys are those of
+the request, so that a table can be made of both.
 """
 
 from __future__ import annotations
@@ -15,21 +19,25 @@ import json
 import shutil
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from quantum.base import (
+    InputError,
     IntegrityError,
     digest,
     now_utc,
     publish_folder,
+    read_json,
     write_bytes_atomic,
     write_json_atomic,
 )
-from quantum.elf import feature_names
+from quantum.descriptors import feature_names, feature_sets
 from quantum.molecule import Species
 from quantum.pipeline import STAGES, plan
 from quantum.schema import PipelineSpec
@@ -37,8 +45,76 @@ from quantum.store import Record, Store
 from quantum.units import BOHR_IN_ANGSTROM
 
 
+@dataclass(frozen=True)
+class Atlas:
+    """Features that another run exported, found by the key of the request.
+
+    Attributes
+    ----------
+    vectors, volumes : dict
+        Per features key: numbers (K,), and (3, p, p, p) where the run made volumes.
+    """
+
+    digest: str
+    vectors: dict[str, npt.NDArray[np.float32]]
+    volumes: dict[str, npt.NDArray[np.float16]]
+    programs: tuple[str, ...] = ()
+
+    @classmethod
+    def empty(cls) -> Atlas:
+        """An atlas without rows."""
+        return cls("", {}, {})
+
+    @classmethod
+    def load(cls, folder: Path) -> Atlas:
+        """Open an exported table.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or damaged.
+        """
+        manifest = read_json(folder / "manifest.json")
+        try:
+            table = pd.read_parquet(folder / "species.parquet")
+            vectors = np.load(folder / "elf_features.npy", allow_pickle=False)
+            with np.load(folder / "elf_volumes.npz", allow_pickle=False) as packed:
+                rows, volumes = packed["rows"], packed["volumes"]
+            keys = table["features_key"]
+            return cls(
+                digest=str(manifest["digest"]),
+                vectors={keys[i]: vectors[i] for i in np.flatnonzero(table["has_elf"])},
+                volumes={keys[row]: volume for row, volume in zip(rows, volumes, strict=True)},
+                programs=tuple(manifest["program_versions"]),
+            )
+        except (OSError, KeyError, ValueError) as error:
+            raise InputError(
+                f"atlas is incomplete or damaged: {folder} ({type(error).__name__}: {error})"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is known of one species."""
+
+    species: Species
+    planned: dict[Any, str]
+    keys: dict[Any, str]
+    conformer: Record | None
+    vector: npt.NDArray[np.float32] | None
+    volume: npt.NDArray[np.float16] | None
+    source: str | None
+    reason: str | None
+    program: str | None
+
+
 def export_features(
-    species: Sequence[Species], spec: PipelineSpec, store: Store, parent: Path, name: str
+    species: Sequence[Species],
+    spec: PipelineSpec,
+    store: Store,
+    parent: Path,
+    name: str,
+    atlas: Atlas | None = None,
 ) -> Path:
     """Write the table of some species into ``<parent>/<name>-<digest8>``, or find it there.
 
@@ -46,18 +122,26 @@ def export_features(
     ----------
     species : sequence of Species
         Rows of the table; order and duplicates do not matter, rows are sorted by SMILES.
+    atlas : Atlas, optional
+        Features that count as computed.
 
     Returns
     -------
     Path
         The folder. Its digest covers the content of every object that went in.
     """
+    atlas = atlas or Atlas.empty()
     ordered = sorted(set(species), key=lambda item: (item.smiles, item.charge))
-    present = [{s: k for s, k in plan(item, spec).items() if store.has(k)} for item in ordered]
+    planned = [plan(item, spec) for item in ordered]
+    present = [{s: k for s, k in keys.items() if store.has(k)} for keys in planned]
     content = {
         "species": [item.key for item in ordered],
         "spec": spec.model_dump(mode="json"),
         "objects": [[store.digest_of(key) for key in keys.values()] for keys in present],
+        "atlas": [
+            atlas.digest if keys["features"] in atlas.vectors and "features" not in have else None
+            for keys, have in zip(planned, present, strict=True)
+        ],
     }
     key = digest(content)
     folder = parent / f"{name}-{key[:8]}"
@@ -66,7 +150,8 @@ def export_features(
     temporary = parent / f".{uuid.uuid4().hex}.tmp"
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, ordered, present, spec, store, key)
+        rows = [_gather(item, spec, store, atlas) for item in ordered]
+        _write(temporary, rows, spec, key)
         publish_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,86 +159,105 @@ def export_features(
     return folder
 
 
-def _write(
-    folder: Path,
-    species: list[Species],
-    present: list[dict[Any, str]],
-    spec: PipelineSpec,
-    store: Store,
-    key: str,
-) -> None:
+def _gather(item: Species, spec: PipelineSpec, store: Store, atlas: Atlas) -> _Row:
+    planned = plan(item, spec)
+    keys = {stage: key for stage, key in planned.items() if store.has(key)}
+    features, scf = _read(store, keys.get("features")), _read(store, keys.get("scf"))
+    vector, volume, source = atlas.vectors.get(planned["features"]), None, None
+    program = None
+    if features is not None:
+        vector, source = features.arrays["vector"], "computed"
+        if "volume" in features.arrays:
+            volume = features.arrays["volume"].astype(np.float16)
+        if scf is not None:
+            program = f"{scf.scalars['program']} {scf.scalars['program_version']}"
+    elif vector is not None:
+        volume, source = atlas.volumes.get(planned["features"]), "atlas"
+        program = ", ".join(atlas.programs)
+    reason = None
+    missing = None if source else next((s for s in STAGES if s not in keys), None)
+    if missing:
+        failure = store.failure(planned[missing])
+        reason = f"{missing} {failure.kind}" if failure else f"{missing} not requested"
+    conformer = _read(store, keys.get("conformer"))
+    return _Row(item, planned, keys, conformer, vector, volume, source, reason, program)
+
+
+def _write(folder: Path, rows: list[_Row], spec: PipelineSpec, key: str) -> None:
     names = feature_names(spec.features)
-    vectors = np.zeros((len(species), len(names)), dtype=np.float32)
-    mask = np.zeros(len(species), dtype=bool)
-    numbers: list[Any] = []
-    coords: list[Any] = []
-    rows, versions = [], set()
-    for i, (item, keys) in enumerate(zip(species, present, strict=True)):
-        conformer = _read(store, keys.get("conformer"))
-        features = _read(store, keys.get("features"))
-        scf_version = _version(store, keys.get("scf"))
-        if scf_version:
-            versions.add(scf_version)
-        if features is not None:
-            vectors[i], mask[i] = features.arrays["vector"], True
-        numbers.append(
-            [] if conformer is None else conformer.arrays["atomic_numbers"].astype(np.int16)
-        )
-        coords.append(
-            np.zeros((0, 3), np.float32)
-            if conformer is None
-            else (conformer.arrays["coords_bohr"] * BOHR_IN_ANGSTROM).astype(np.float32)
-        )
-        rows.append(_row(item, spec, store, keys, conformer))
-    lengths = [len(item) for item in coords]
+    vectors = np.zeros((len(rows), len(names)), dtype=np.float32)
+    for i, row in enumerate(rows):
+        if row.vector is not None:
+            vectors[i] = row.vector
     _save(folder / "elf_features.npy", vectors)
-    _save(folder / "elf_mask.npy", mask)
+    _save(folder / "elf_mask.npy", np.array([row.vector is not None for row in rows], dtype=bool))
+    _write_volumes(folder, rows, spec.features.volume_points)
+    _write_conformers(folder, rows)
+    table = pd.DataFrame([_table_row(row) for row in rows])
+    table.to_parquet(folder / "species.parquet")
+    manifest = {
+        "digest": key,
+        "created": now_utc(),
+        "spec": json.loads(spec.model_dump_json()),
+        "n_species": len(rows),
+        "feature_names": names,
+        "feature_sets": {name: len(of_set) for name, of_set in feature_sets(spec.features).items()},
+        "coverage": {
+            "species": len(rows),
+            "with conformer": int(table["has_conformer"].sum()),
+            "with ELF map": int(table["has_elf"].sum()),
+            "of these from the atlas": int((table["source"] == "atlas").sum()),
+            **{f"missing: {k}": int(v) for k, v in table["reason"].value_counts().items()},
+        },
+        "program_versions": sorted({row.program for row in rows if row.program}),
+    }
+    write_json_atomic(folder / "manifest.json", manifest)
+
+
+def _write_volumes(folder: Path, rows: list[_Row], n: int) -> None:
+    have = [i for i, row in enumerate(rows) if row.volume is not None]
+    volumes = [rows[i].volume for i in have]
     buffer = io.BytesIO()
-    np.savez(
+    np.savez_compressed(
+        buffer,
+        rows=np.array(have, dtype=np.int64),
+        volumes=np.stack(volumes) if volumes else np.zeros((0, 3, n, n, n), np.float16),  # type: ignore[arg-type]
+    )
+    write_bytes_atomic(folder / "elf_volumes.npz", buffer.getvalue())
+
+
+def _write_conformers(folder: Path, rows: list[_Row]) -> None:
+    found = [row.conformer for row in rows]
+    numbers = [c.arrays["atomic_numbers"] for c in found if c is not None]
+    coords = [
+        np.asarray(c.arrays["coords_bohr"] * BOHR_IN_ANGSTROM, dtype=np.float32)
+        for c in found
+        if c is not None
+    ]
+    lengths = [0 if c is None else len(c.arrays["atomic_numbers"]) for c in found]
+    buffer = io.BytesIO()
+    np.savez_compressed(
         buffer,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         atomic_numbers=np.concatenate([np.zeros(0, np.int16), *numbers]).astype(np.int16),
         coords_angstrom=np.concatenate([np.zeros((0, 3), np.float32), *coords]),
     )
     write_bytes_atomic(folder / "conformers.npz", buffer.getvalue())
-    table = pd.DataFrame(rows)
-    table.to_parquet(folder / "species.parquet")
-    manifest = {
-        "digest": key,
-        "created": now_utc(),
-        "spec": json.loads(spec.model_dump_json()),
-        "n_species": len(species),
-        "feature_names": names,
-        "coverage": {
-            "species": len(species),
-            "with conformer": int(table["has_conformer"].sum()),
-            "with ELF map": int(table["has_elf"].sum()),
-            **{f"missing: {k}": int(v) for k, v in table["reason"].value_counts().items()},
-        },
-        "program_versions": sorted(versions),
-    }
-    write_json_atomic(folder / "manifest.json", manifest)
 
 
-def _row(
-    item: Species, spec: PipelineSpec, store: Store, keys: dict[Any, str], conformer: Record | None
-) -> dict[str, Any]:
-    reason = None
-    for stage in STAGES:
-        if stage not in keys:
-            failure = store.failure(plan(item, spec)[stage])
-            reason = f"{stage} {failure.kind}" if failure else f"{stage} not requested"
-            break
+def _table_row(row: _Row) -> dict[str, Any]:
     return {
-        "species_key": item.key,
-        "smiles": item.smiles,
-        "charge": item.charge,
-        "n_atoms": item.n_atoms,
-        "has_conformer": conformer is not None,
-        "conformer_method": None if conformer is None else conformer.scalars["method"],
-        "has_elf": "features" in keys,
-        "elf_key": keys.get("elf"),
-        "reason": reason,
+        "species_key": row.species.key,
+        "smiles": row.species.smiles,
+        "charge": row.species.charge,
+        "n_atoms": row.species.n_atoms,
+        "has_conformer": row.conformer is not None,
+        "conformer_method": None if row.conformer is None else row.conformer.scalars["method"],
+        "has_elf": row.vector is not None,
+        "source": row.source,
+        "elf_key": row.keys.get("elf"),
+        "features_key": row.planned["features"] if row.vector is not None else None,
+        "reason": row.reason,
     }
 
 
@@ -164,13 +268,6 @@ def _read(store: Store, key: str | None) -> Record | None:
         return store.get(key)
     except IntegrityError as error:
         raise IntegrityError(f"{error}; run `medrec features run` again to recompute it") from error
-
-
-def _version(store: Store, key: str | None) -> str | None:
-    record = _read(store, key)
-    if record is None:
-        return None
-    return f"{record.scalars['program']} {record.scalars['program_version']}"
 
 
 def _save(path: Path, array: Any) -> None:

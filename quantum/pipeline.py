@@ -11,30 +11,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import pandas as pd
 
-from quantum.backends import Problem, SCFResult, get_backend
-from quantum.base import ConvergenceError, Frozen, MedrecError, digest, provenance
-from quantum.conformers import embed
-from quantum.elf import (
-    Box,
-    build_box,
-    check_elf,
-    compute_elf,
-    compute_feature_vector,
-    feature_names,
-    principal_frame,
-)
+from quantum.base import Frozen, MedrecError, digest
+from quantum.geometry import Geometry
 from quantum.molecule import Species
-from quantum.recovery import ladder
 from quantum.schema import PipelineSpec, Resources
+from quantum.stages import run_conformer, run_elf, run_features, run_scf
 from quantum.store import Failure, Record, StoreLike
 
 Stage = Literal["conformer", "scf", "elf", "features"]
 STAGES: tuple[Stage, ...] = ("conformer", "scf", "elf", "features")
 # raise a stage's version when what it computes changes; its results get new names then
-STAGE_VERSIONS: dict[Stage, int] = {"conformer": 1, "scf": 1, "elf": 1, "features": 1}
+STAGE_VERSIONS: dict[Stage, int] = {"conformer": 2, "scf": 2, "elf": 2, "features": 2}
 _STORE_FORMAT = 1
 
 
@@ -44,6 +33,12 @@ class Task(Frozen):
     species: Species
     spec: PipelineSpec
     stages: tuple[Stage, ...] = STAGES
+    geometry: Geometry | None = None
+
+    @property
+    def keys(self) -> dict[Stage, str]:
+        """Keys of all stages."""
+        return plan(self.species, self.spec, self.geometry)
 
 
 class Outcome(Frozen):
@@ -70,8 +65,16 @@ class Executor(Protocol):
         """Yield items with their outcomes as they finish; an exception becomes an outcome."""
 
 
-def plan(species: Species, spec: PipelineSpec) -> dict[Stage, str]:
-    """Keys of all stages; they follow from the request alone, before anything runs."""
+def plan(
+    species: Species, spec: PipelineSpec, geometry: Geometry | None = None
+) -> dict[Stage, str]:
+    """Keys of all stages; they follow from the request alone, before anything runs.
+
+    Parameters
+    ----------
+    geometry : Geometry, optional
+        Coordinates from outside, in place of an embedding.
+    """
     settings: dict[Stage, Any] = {
         "conformer": spec.conformer,
         "scf": spec.calculation,
@@ -79,7 +82,7 @@ def plan(species: Species, spec: PipelineSpec) -> dict[Stage, str]:
         "features": spec.features,
     }
     keys: dict[Stage, str] = {}
-    parent = species.key
+    parent = species.key if geometry is None else digest([species.key, geometry.coords_angstrom])
     for stage in STAGES:
         parent = digest(
             {
@@ -94,148 +97,6 @@ def plan(species: Species, spec: PipelineSpec) -> dict[Stage, str]:
     return keys
 
 
-# --------------------------------------------------------------------------- stages
-
-
-def _run_conformer(species: Species, spec: PipelineSpec, key: str) -> Record:
-    coords, facts = embed(species, spec.conformer)
-    return Record(
-        key=key,
-        stage="conformer",
-        request=_request(species, spec.conformer),
-        scalars=facts,
-        arrays={
-            "coords_bohr": coords,
-            "atomic_numbers": np.array(species.atomic_numbers, dtype=np.int16),
-        },
-        provenance=provenance("rdkit"),
-    )
-
-
-def _run_scf(
-    species: Species, spec: PipelineSpec, key: str, conformer: Record, resources: Resources
-) -> Record:
-    coords, _, _ = principal_frame(species.atomic_numbers, conformer.arrays["coords_bohr"])
-    problem = Problem(species.atomic_numbers, coords, species.charge, species.multiplicity)
-    result = _solve(problem, spec, resources)
-    homo, lumo = _frontier(result)
-    return Record(
-        key=key,
-        stage="scf",
-        request=_request(species, spec.calculation),
-        scalars={
-            "energy_hartree": result.energy_hartree,
-            "homo_hartree": homo,
-            "lumo_hartree": lumo,
-            "gap_hartree": None if homo is None or lumo is None else lumo - homo,
-            "dipole_norm_au": float(np.linalg.norm(result.dipole_au)),
-            **result.facts,
-        },
-        arrays={
-            "coords_bohr": coords,
-            "atomic_numbers": np.array(species.atomic_numbers, dtype=np.int16),
-            "mo_coeff": result.mo_coeff,
-            "mo_occ": result.mo_occ,
-            "mo_energy_hartree": result.mo_energy_hartree,
-            "dipole_au": result.dipole_au,
-            "charges_mulliken": result.charges_mulliken,
-        },
-        provenance=provenance("pyscf"),
-    )
-
-
-def _solve(problem: Problem, spec: PipelineSpec, resources: Resources) -> SCFResult:
-    """Climb the ladder of remedies; the last failure carries its energies."""
-    backend = get_backend(spec.calculation.backend)
-    last: ConvergenceError | None = None
-    for remedies in ladder():
-        try:
-            return backend.run_scf(problem, spec.calculation, resources, remedies)
-        except ConvergenceError as error:
-            last = error
-    assert last is not None
-    raise last
-
-
-def _frontier(result: SCFResult) -> tuple[float | None, float | None]:
-    occupied = result.mo_occ > 0
-    energies = result.mo_energy_hartree
-    homo = float(energies[occupied].max()) if occupied.any() else None
-    lumo = float(energies[~occupied].min()) if (~occupied).any() else None
-    return homo, lumo
-
-
-def _run_elf(species: Species, spec: PipelineSpec, key: str, scf: Record) -> Record:
-    from quantum.backends.orbitals import density_on_box
-    from quantum.backends.pyscf_backend import build_mol
-
-    coords = scf.arrays["coords_bohr"]
-    box = build_box(coords, spec.grid)
-    problem = Problem(species.atomic_numbers, coords, species.charge, species.multiplicity)
-    mol = build_mol(problem, spec.calculation)
-    fields = density_on_box(mol, scf.arrays["mo_coeff"], scf.arrays["mo_occ"], box.axes)
-    elf = compute_elf(fields, spec.grid.delta_au)
-    check_elf(elf)
-    return Record(
-        key=key,
-        stage="elf",
-        request=_request(species, spec.grid),
-        scalars={
-            "origin_bohr": box.origin_bohr.tolist(),
-            "spacing_bohr": spec.grid.spacing_bohr,
-            "shape": list(box.shape),
-        },
-        arrays={
-            "elf": elf.astype(np.float32),
-            "rho": fields[:, 0].sum(axis=0).astype(np.float32),
-            "coords_bohr": coords,
-            "atomic_numbers": np.array(species.atomic_numbers, dtype=np.int16),
-        },
-        provenance=provenance("pyscf"),
-    )
-
-
-def _run_features(
-    species: Species, spec: PipelineSpec, key: str, scf: Record, elf: Record
-) -> Record:
-    box = box_of(elf)
-    names = ("n_electrons", "homo_hartree", "lumo_hartree", "gap_hartree", "dipole_norm_au")
-    scalars = {name: float(scf.scalars[name] or 0.0) for name in names}
-    vector = compute_feature_vector(
-        elf.arrays["elf"].astype(float),
-        elf.arrays["rho"].astype(float),
-        box,
-        species.atomic_numbers,
-        {**scalars, "charge": float(species.charge)},
-        spec.features,
-    )
-    return Record(
-        key=key,
-        stage="features",
-        request=_request(species, spec.features),
-        scalars={"names": feature_names(spec.features)},
-        arrays={"vector": vector},
-        provenance=provenance(),
-    )
-
-
-def box_of(record: Record) -> Box:
-    """Grid of a stored ELF map."""
-    origin, spacing = record.scalars["origin_bohr"], record.scalars["spacing_bohr"]
-    axes = [
-        start + spacing * np.arange(n)
-        for start, n in zip(origin, record.scalars["shape"], strict=True)
-    ]
-    return Box((axes[0], axes[1], axes[2]), record.arrays["coords_bohr"])
-
-
-def _request(species: Species, settings: Frozen) -> dict[str, Any]:
-    return {
-        "species": species.model_dump(mode="json"),
-        "settings": settings.model_dump(mode="json"),
-    }
-
-
 # --------------------------------------------------------------------------- one species
 
 
@@ -245,7 +106,7 @@ def compute_features(task: Task, store: StoreLike, resources: Resources = Resour
     A failure of kind ``input`` that was recorded before is returned without another try.
     """
     start = time.perf_counter()
-    keys = plan(task.species, task.spec)
+    keys = task.keys
     if all(store.has(keys[stage]) for stage in task.stages):
         return Outcome(species_key=task.species.key, status="present")
     for stage in task.stages:
@@ -269,19 +130,21 @@ def compute_features(task: Task, store: StoreLike, resources: Resources = Resour
 def _run_stage(
     stage: Stage, task: Task, keys: dict[Stage, str], store: StoreLike, resources: Resources
 ) -> Record:
-    species, spec, key = task.species, task.spec, keys[stage]
+    species, spec = task.species, task.spec
     if stage == "conformer":
-        return _run_conformer(species, spec, key)
-    if stage == "scf":
-        return _run_scf(species, spec, key, store.get(keys["conformer"]), resources)
-    if stage == "elf":
-        return _run_elf(species, spec, key, store.get(keys["scf"]))
-    return _run_features(species, spec, key, store.get(keys["scf"]), store.get(keys["elf"]))
+        record = run_conformer(species, spec, task.geometry)
+    elif stage == "scf":
+        record = run_scf(species, spec, store.get(keys["conformer"]), resources)
+    elif stage == "elf":
+        record = run_elf(species, spec, store.get(keys["scf"]))
+    else:
+        record = run_features(species, spec, store.get(keys["scf"]), store.get(keys["elf"]))
+    return record.model_copy(update={"key": keys[stage]})
 
 
 def record_failure(store: StoreLike, task: Task, stage: Stage, kind: str, message: str) -> None:
     """Write a failure under the key of the stage that has no result."""
-    key = plan(task.species, task.spec)[stage]
+    key = task.keys[stage]
     store.put_failure(Failure(key=key, stage=stage, kind=kind, message=message))
 
 
@@ -327,7 +190,7 @@ def wanted(tasks: Iterable[Task], store: StoreLike, retry: Sequence[str] = ()) -
     """Tasks with something left to do: not finished, and not failed (unless of a retried kind)."""
     left = []
     for task in tasks:
-        keys = plan(task.species, task.spec)
+        keys = task.keys
         open_stages = [stage for stage in task.stages if not store.has(keys[stage])]
         if not open_stages:
             continue
@@ -363,7 +226,7 @@ def status(tasks: Iterable[Task], store: StoreLike) -> pd.DataFrame:
     """
     rows = []
     for task in tasks:
-        keys = plan(task.species, task.spec)
+        keys = task.keys
         for stage in task.stages:
             failure = None if store.has(keys[stage]) else store.failure(keys[stage])
             state = "present" if store.has(keys[stage]) else "missing"

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-REMEDIES: tuple[str, ...] = ("damping", "level_shift", "huckel_guess", "second_order")
+REMEDIES: tuple[str, ...] = (
+    "damping",
+    "level_shift",
+    "huckel_guess",
+    "second_order",
+    "smearing",
+)
 
 
 def ladder() -> Iterator[tuple[str, ...]]:
     """Sets of remedies in the order of trial, beginning with none.
 
-    Damping and level shift add up; the other two replace them, because a second-order solver has
-    its own step control.
+    Damping and level shift add up; the others replace them: a second-order solver has its own step
+    control, and smearing only makes the density that an unsmeared run begins with.
     """
     yield ()
     yield ("damping",)
     yield ("damping", "level_shift")
     yield ("huckel_guess", "level_shift")
     yield ("second_order",)
+    yield ("smearing", "level_shift")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
 import polars as pl
 
 from medrec.data.schema import ATC_CHARACTERS
@@ -14,6 +16,21 @@ from quantum.base import ConfigError, DataError
 
 CHEMBL_FILE = "atc5_to_smiles.chembl.csv.gz"
 MOLEREC_FILE = "atc3_to_smiles.molerec.json"
+ATC_NAMES_FILE = "atc_names.csv.gz"
+# stems of international nonproprietary names and plain words, looked for in this order
+_NAME_STEMS = {
+    "combination": r"combination|various|comb\.| and ",
+    "antibody": r"mab\b|mab ",
+    "vaccine": r"vaccine|antigen|toxoid|purified|live attenuated|inactivated",
+    "polymer": r"heparin|parin\b|dextran|starch|macrogol|cellulose|gelatin|polymer|povidone|"
+    r"colestipol|colestyramine|sevelamer|hyaluron|pectin|polystyrene|carbomer|simeticone|inulin",
+    "protein": r"insulin|globulin|albumin|serum|cept\b|interferon|grastim|poetin|leukin|kinra\b|"
+    r"teplase|kinase|toxin|factor|fibrin|thrombin|gonadotrop|follitropin|somatropin|glucagon|"
+    r"relin\b|tide\b|pressin\b|actide\b|aprotinin|hirudin|rudin\b|sermorelin|calcitonin",
+    "enzyme": r"ase\b|ase |pancreatin",
+    "oligonucleotide": r"rsen\b|siran\b|apirsen|cogene\b|vec\b|parvovec",
+    "cell": r"cells\b|leucel\b|cel\b|blood|plasma|platelets|bacteri|lactobac|saccharomyces|extract",
+}
 _SCHEMA = {"atc": pl.String, "smiles": pl.String, "source": pl.String}
 
 
@@ -31,6 +48,40 @@ def read_molerec(folder: Path) -> dict[str, list[str]]:
     except (OSError, ValueError) as error:
         raise DataError(f"shipped table not readable: {path} ({type(error).__name__})") from error
     return {atc: list(smiles) for atc, smiles in sorted(table.items())}
+
+
+def read_drug_list(data: Path) -> pd.DataFrame:
+    """Every ATC level-5 code with its structures, or none: the input of a coverage table.
+
+    Parameters
+    ----------
+    data : Path
+        Folder of the shipped tables.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``atc``, ``name``, ``identifier``, ``smiles``, ``molecule_type``. The molecule type
+        of a code without structure is read off its name (INN stems); it is a guess and says so.
+    """
+    names = read_table(data / "codes" / ATC_NAMES_FILE, ("atc_code", "atc_name"))
+    names = names.filter(pl.col("atc_code").str.len_chars() == ATC_CHARACTERS[5]).unique("atc_code")
+    known = read_substances(data / "molecules").select("atc5", "name", "smiles").unique()
+    without = names.join(known, left_on="atc_code", right_on="atc5", how="anti").select(
+        atc=pl.col("atc_code"), name=pl.col("atc_name"), smiles=pl.lit(None, pl.String)
+    )
+    table = pl.concat([known.rename({"atc5": "atc"}).select("atc", "name", "smiles"), without])
+    frame = table.sort("atc", "name", "smiles").to_pandas()
+    number = frame.groupby("atc").cumcount() + 1
+    kinds = frame["name"].map(_type_by_name).where(frame["smiles"].isna(), None)
+    return frame.assign(identifier=frame["atc"] + "/" + number.astype(str), molecule_type=kinds)
+
+
+def _type_by_name(name: str) -> str | None:
+    for kind, pattern in _NAME_STEMS.items():
+        if re.search(pattern, name.lower()):
+            return f"{kind}, by its name"
+    return None
 
 
 def class_molecules(

@@ -46,6 +46,9 @@ class SCFResult:
         In the frame of the input coordinates, relative to the centre of nuclear charge.
     charges_mulliken : ndarray (A,)
         Atomic charges.
+    arrays : dict
+        ``quadrupole_au`` (3, 3) traceless, ``charges_loewdin`` (A,), ``spin_populations`` (A,),
+        ``mayer_bond_orders`` (A, A).
     facts : dict
         Cycles, remedies, program version, integrated electron count.
     """
@@ -56,6 +59,7 @@ class SCFResult:
     mo_energy_hartree: Array
     dipole_au: Array
     charges_mulliken: Array
+    arrays: dict[str, Array] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -90,4 +94,8 @@ def get_backend(name: str) -> Backend:
         from quantum.backends.pyscf_backend import PySCFBackend
 
         return PySCFBackend()
-    raise InputError(f"unknown backend '{name}', expected: pyscf")
+    if name == "psi4":
+        from quantum.backends.psi4_backend import Psi4Backend
+
+        return Psi4Backend()
+    raise InputError(f"unknown backend '{name}', expected: pyscf, psi4")

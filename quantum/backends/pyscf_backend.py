@@ -1,4 +1,4 @@
-"""PySCF: SCF with orbitals kept, and density quantities at points from stored orbitals."""
+"""PySCF: Hartree-Fock and Kohn-Sham, by its own route or by our screened one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from quantum.backends import Array, Problem, SCFResult
+from quantum.backends import Problem, SCFResult
+from quantum.backends.properties import finish
 from quantum.base import (
     ConvergenceError,
     InputError,
-    IntegrityError,
     ProgramMissingError,
     ResourceError,
     package_versions,
 )
 from quantum.schema import CalculationSpec, Resources
 
-_ELECTRON_TOLERANCE = 5e-3  # share of the electrons that the quadrature may miss
+_SMEARING_HARTREE = 0.01
 
 
 class PySCFBackend:
@@ -46,9 +46,12 @@ class PySCFBackend:
         Raises
         ------
         InputError
-            Unknown method or basis, or an element that the basis lacks.
+            Unknown method or basis, an element that the basis lacks, or settings that exclude
+            each other.
         ConvergenceError
             With the energies of the last cycles.
+        ResourceError
+            If the memory does not suffice.
         IntegrityError
             If the density does not hold the right number of electrons.
         """
@@ -57,15 +60,15 @@ class PySCFBackend:
         from pyscf import lib
 
         lib.num_threads(resources.threads)
-        mol = build_mol(problem, spec, resources.memory_mb)
+        order = _order(problem, spec)
+        mol = build_mol(_sorted(problem, order), spec, resources.memory_mb)
         energies: list[float] = []
-        mf = _mean_field(mol, spec, remedies)
-        mf.callback = lambda env: energies.append(float(env["e_tot"]))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                guess = mf.get_init_guess(key="huckel") if "huckel_guess" in remedies else None
-                mf.kernel(dm0=guess)
+                mf = _mean_field(mol, spec, resources, remedies)
+                mf.callback = lambda state: energies.append(float(state["e_tot"]))
+                mf.kernel(dm0=_guess(mf, spec, resources, remedies))
         except MemoryError as error:
             raise ResourceError(f"out of memory at {mol.nao} basis functions") from error
         if not mf.converged:
@@ -74,7 +77,54 @@ class PySCFBackend:
                 f"({spec.method}/{spec.basis}, {mol.natm} atoms, remedies: {list(remedies)})",
                 energies[-5:],
             )
-        return _collect(mol, mf, len(energies), remedies, self.version())
+        return self._collect(problem, spec, mf, order, len(energies), remedies)
+
+    def _collect(
+        self,
+        problem: Problem,
+        spec: CalculationSpec,
+        mf: Any,
+        order: np.ndarray,
+        cycles: int,
+        remedies: Sequence[str],
+    ) -> SCFResult:
+        from quantum.backends.screened import unsort_functions
+
+        if spec.device == "gpu":
+            mf = mf.to_cpu()
+        coeff, occ, energies = (np.asarray(x) for x in (mf.mo_coeff, mf.mo_occ, mf.mo_energy))
+        if occ.ndim == 1:
+            coeff, occ, energies = coeff[None], occ[None], energies[None]
+        if spec.route == "screened":
+            coeff = unsort_functions(mf.mol, order, coeff)
+        mol = build_mol(problem, spec)
+        dispersion = dispersion_hartree(mol, spec)
+        facts = {
+            "program": "pyscf",
+            "program_version": self.version(),
+            "cycles": cycles,
+            "remedies": list(remedies),
+            "dispersion_hartree": dispersion,
+        }
+        return finish(mol, float(mf.e_tot) + dispersion, coeff, occ, energies, facts)
+
+
+def _order(problem: Problem, spec: CalculationSpec) -> np.ndarray:
+    """Order of atoms for the calculation; the screened route wants neighbours together."""
+    if spec.route == "program":
+        return np.arange(len(problem.atomic_numbers))
+    from quantum.backends.screened import spatial_order
+
+    return spatial_order(problem.coords_bohr)
+
+
+def _sorted(problem: Problem, order: np.ndarray) -> Problem:
+    return Problem(
+        tuple(problem.atomic_numbers[i] for i in order),
+        problem.coords_bohr[order],
+        problem.charge,
+        problem.multiplicity,
+    )
 
 
 def build_mol(problem: Problem, spec: CalculationSpec, memory_mb: int = 4000) -> Any:
@@ -82,7 +132,8 @@ def build_mol(problem: Problem, spec: CalculationSpec, memory_mb: int = 4000) ->
     from pyscf import gto
 
     symbols = [gto.mole._symbol(number) for number in problem.atomic_numbers]
-    uses_ecp = spec.basis.lower().startswith("def2") and max(problem.atomic_numbers) > 36
+    heavy = {s for s, z in zip(symbols, problem.atomic_numbers, strict=True) if z > 36}
+    core = dict.fromkeys(heavy, spec.basis) if spec.basis.lower().startswith("def2") else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -90,7 +141,7 @@ def build_mol(problem: Problem, spec: CalculationSpec, memory_mb: int = 4000) ->
                 atom=list(zip(symbols, problem.coords_bohr.tolist(), strict=True)),
                 unit="Bohr",
                 basis=spec.basis,
-                ecp=spec.basis if uses_ecp else {},
+                ecp=core,
                 charge=problem.charge,
                 spin=problem.multiplicity - 1,
                 max_memory=memory_mb,
@@ -105,81 +156,118 @@ def build_mol(problem: Problem, spec: CalculationSpec, memory_mb: int = 4000) ->
         ) from error
 
 
-def _mean_field(mol: Any, spec: CalculationSpec, remedies: Sequence[str]) -> Any:
-    from pyscf import dft, scf
+def _mean_field(mol: Any, spec: CalculationSpec, resources: Resources, remedies: Any) -> Any:
+    """PySCF object with all settings and remedies applied."""
+    _check_functional(spec)
+    second_order = "second_order" in remedies
+    if spec.route == "screened" and not second_order:
+        if spec.device == "gpu" or spec.solvent_dielectric is not None:
+            raise InputError(
+                "the screened route has neither a GPU nor a solvent; "
+                "expected calculation.route: program"
+            )
+        from quantum.backends.screened import screened_mean_field
 
-    closed = mol.spin == 0
-    if spec.method.lower() == "hf":
-        mf = scf.RHF(mol) if closed else scf.UHF(mol)
+        if not spec.density_fitting:
+            raise InputError("the screened route rests on density_fitting: true")
+        mf = screened_mean_field(mol, spec, resources)
     else:
-        mf = dft.RKS(mol) if closed else dft.UKS(mol)
-        try:
-            dft.libxc.parse_xc(spec.method)
-        except (KeyError, ValueError) as error:
-            raise InputError(f"unknown functional '{spec.method}' for PySCF") from error
-        mf.xc = spec.method
-        mf.grids.level = spec.grid_level
-    if spec.density_fitting:
-        mf = mf.density_fit()
+        mf = program_mean_field(mol, spec)
     mf.conv_tol = spec.convergence_hartree
     mf.max_cycle = spec.max_cycles
     if "level_shift" in remedies:
-        mf.level_shift = 0.3
+        mf.level_shift, mf.conv_check = 0.3, True
     if "damping" in remedies:
-        mf.damp = 0.4
-        mf.diis_start_cycle = 4
-    if "second_order" in remedies:
+        mf.damp, mf.diis_start_cycle = 0.4, 4
+    if second_order:
         mf = mf.newton()
     return mf
 
 
-def _collect(mol: Any, mf: Any, cycles: int, remedies: Sequence[str], version: str) -> SCFResult:
-    coeff, occ, energy = (np.asarray(item) for item in (mf.mo_coeff, mf.mo_occ, mf.mo_energy))
-    if coeff.ndim == 2:
-        coeff, occ, energy = coeff[None], occ[None], energy[None]
-    electrons = _integrate_density(mol, coeff, occ)
-    if abs(electrons - mol.nelectron) > _ELECTRON_TOLERANCE * max(mol.nelectron, 1):
-        raise IntegrityError(
-            f"density integrates to {electrons:.4f} electrons, expected {mol.nelectron}"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        charges = np.asarray(mf.mulliken_pop(verbose=0)[1])
-        nuclear = mol.atom_charges()
-        origin = (nuclear[:, None] * mol.atom_coords()).sum(0) / nuclear.sum()
-        shifted = mol.copy().set_geom_(mol.atom_coords() - origin, unit="Bohr")
-        dipole = np.asarray(mf.dip_moment(shifted, mf.make_rdm1(), unit="AU", verbose=0))
-    return SCFResult(
-        energy_hartree=float(mf.e_tot),
-        mo_coeff=coeff,
-        mo_occ=occ,
-        mo_energy_hartree=energy,
-        dipole_au=dipole,
-        charges_mulliken=charges,
-        facts={
-            "program": "pyscf",
-            "program_version": version,
-            "cycles": cycles,
-            "remedies": list(remedies),
-            "n_electrons": int(mol.nelectron),
-            "electrons_integrated": round(float(electrons), 6),
-            "n_basis_functions": int(mol.nao),
-        },
+def _check_functional(spec: CalculationSpec) -> None:
+    from pyscf import dft
+
+    if spec.method.lower() == "hf":
+        return
+    try:
+        dft.libxc.parse_xc(spec.method)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"unknown functional '{spec.method}' for PySCF") from error
+
+
+def program_mean_field(mol: Any, spec: CalculationSpec) -> Any:
+    """PySCF object of the program's own route, before convergence settings."""
+    from pyscf import dft, scf
+
+    closed = mol.spin == 0
+    if spec.method.lower() == "hf":
+        mf: Any = scf.RHF(mol) if closed else scf.UHF(mol)
+    else:
+        mf = dft.RKS(mol) if closed else dft.UKS(mol)
+        mf.xc = spec.method
+        mf.grids.level = spec.grid_level
+    if spec.density_fitting:
+        mf = mf.density_fit(auxbasis=spec.auxiliary_basis or None)
+    if spec.solvent_dielectric is not None:
+        mf = mf.PCM()
+        mf.with_solvent.method = "IEF-PCM"
+        mf.with_solvent.eps = spec.solvent_dielectric
+    if spec.device == "gpu":
+        mf = _to_gpu(mf)
+    return mf
+
+
+def _to_gpu(mf: Any) -> Any:
+    try:
+        return mf.to_gpu()
+    except ImportError as error:
+        raise ProgramMissingError(
+            "calculation.device: gpu needs gpu4pyscf and a CUDA device; "
+            "pip install gpu4pyscf-cuda12x (or the wheel of your CUDA version)"
+        ) from error
+
+
+def _guess(mf: Any, spec: CalculationSpec, resources: Resources, remedies: Any) -> Any:
+    """Density matrix to begin with; none means PySCF's default."""
+    if "huckel_guess" in remedies:
+        return mf.get_init_guess(key="huckel")
+    if "smearing" not in remedies:
+        return None
+    from pyscf import scf
+
+    # converge with fractional occupations, then go on without them from that density
+    smeared = scf.addons.smearing(
+        _mean_field(mf.mol, spec, resources, ("damping",)), sigma=_SMEARING_HARTREE, method="fermi"
     )
+    smeared.kernel()
+    return smeared.make_rdm1()
 
 
-def _integrate_density(mol: Any, coeff: Array, occ: Array) -> float:
-    """Electrons on an atom-centred quadrature (a uniform grid does not resolve the cores)."""
-    from pyscf.dft import gen_grid
+def dispersion_hartree(mol: Any, spec: CalculationSpec) -> float:
+    """Energy of the D3(BJ) or D4 correction; it does not act on the density.
 
-    grids = gen_grid.Grids(mol)
-    grids.level = 1
-    grids.build()
-    total = 0.0
-    for start in range(0, len(grids.coords), 20_000):
-        block = slice(start, start + 20_000)
-        ao = mol.eval_gto("GTOval_sph", grids.coords[block])
-        for c, n in zip(coeff, occ, strict=True):
-            phi = ao @ c[:, n > 0]
-            total += float(grids.weights[block] @ ((phi * phi) @ n[n > 0]))
-    return total
+    Raises
+    ------
+    ProgramMissingError
+        Without the package pyscf-dispersion.
+    InputError
+        If the correction has no parameters for the functional.
+    """
+    if spec.dispersion == "none":
+        return 0.0
+    try:
+        from pyscf.dispersion import dftd3, dftd4
+    except ImportError as error:
+        raise ProgramMissingError(
+            "calculation.dispersion needs pyscf-dispersion; pip install 'medrec[pyscf]'"
+        ) from error
+    try:
+        if spec.dispersion == "d3bj":
+            model = dftd3.DFTD3Dispersion(mol, xc=spec.method, version="d3bj")
+        else:
+            model = dftd4.DFTD4Dispersion(mol, xc=spec.method)
+        return float(model.get_dispersion()["energy"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"no {spec.dispersion} parameters for the functional '{spec.method}': {error}"
+        ) from error

@@ -141,8 +141,8 @@ def featured(ray, synthetic, tmp_path_factory):
     home = Home(tmp_path_factory.mktemp("ray-home"))
     home.cohorts.symlink_to(synthetic[0].cohorts)
     config = FeatureRunConfig(name="t", pipeline=SPEC, scf_budget_cpu_s=14)
-    folder = run_features(config, synthetic[1], home, Terminal(quiet=True))
-    again = run_features(config, synthetic[1], home, Terminal(quiet=True))
+    folder = run_features(config, [synthetic[1]], home, Terminal(quiet=True))
+    again = run_features(config, [synthetic[1]], home, Terminal(quiet=True))
     assert again == folder
     table = FeatureTable.load(folder)
     counts = table.coverage()

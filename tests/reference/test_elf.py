@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +13,19 @@ from quantum.backends.orbitals import density_on_box
 from quantum.backends.pyscf_backend import PySCFBackend, build_mol
 from quantum.base import ConvergenceError, InputError, IntegrityError
 from quantum.conformers import embed
+from quantum.descriptors import Molecule, compute_feature_vector, feature_names
 from quantum.elf import (
     Box,
     build_box,
     check_elf,
     compute_elf,
-    compute_feature_vector,
-    feature_names,
+    compute_lol,
+    gradient_norm,
     principal_frame,
+    resample,
     slices,
+    spin_resolved,
+    total_density,
 )
 from quantum.molecule import species_from_smiles
 from quantum.pipeline import Task, compute_features, plan
@@ -57,7 +58,8 @@ def fields_of(smiles: str, grid: GridSpec = GRID) -> tuple[np.ndarray, Box]:
     problem, result = solved(smiles)
     box = build_box(problem.coords_bohr, grid)
     mol = build_mol(problem, PBE)
-    return density_on_box(mol, result.mo_coeff, result.mo_occ, box.axes), box
+    fields = density_on_box(mol, result.mo_coeff, result.mo_occ, box.axes, grid.precision)
+    return spin_resolved(fields), box
 
 
 def test_elf_of_two_paired_electrons_is_one_everywhere():
@@ -113,7 +115,7 @@ def test_tiled_evaluation_equals_the_plain_one():
     problem, result = solved("NC(N)=O")
     box = build_box(problem.coords_bohr, GRID)
     mol = build_mol(problem, PBE)
-    ours = density_on_box(mol, result.mo_coeff, result.mo_occ, box.axes).sum(axis=0).reshape(5, -1)
+    ours = density_on_box(mol, result.mo_coeff, result.mo_occ, box.axes)[0].reshape(5, -1)
     ao = numint.eval_ao(mol, box.points(), deriv=1)
     plain = numint.eval_rho2(
         mol, ao, result.mo_coeff[0], result.mo_occ[0], xctype="MGGA", with_lapl=False
@@ -121,37 +123,49 @@ def test_tiled_evaluation_equals_the_plain_one():
     np.testing.assert_allclose(ours, plain, atol=1e-6)
 
 
-PSI4_INPUT = """
-molecule {{
-0 1
-{atoms}
-units bohr
-no_reorient
-no_com
-symmetry c1
-}}
-set {{ basis sto-3g\n scf_type pk\n e_convergence 10\n d_convergence 9 }}
-energy('hf')
-"""
+def test_single_precision_is_close_where_there_is_density():
+    exact, _ = fields_of("NC(N)=O")
+    rough, _ = fields_of("NC(N)=O", GRID.model_copy(update={"precision": "single"}))
+    dense = total_density(exact) >= 1e-3
+    difference = np.abs(compute_elf(rough, 1e-5) - compute_elf(exact, 1e-5))
+    assert 0 < difference[dense].max() < 2e-5
 
 
-@pytest.mark.psi4
-@pytest.mark.skipif(shutil.which("psi4") is None, reason="psi4 is not on the PATH")
-@pytest.mark.parametrize("smiles", ["O", "N"])
-def test_energies_agree_with_psi4(tmp_path: Path, smiles: str):
-    spec = CalculationSpec(
-        method="hf", basis="sto-3g", density_fitting=False, convergence_hartree=1e-10
-    )
-    problem, result = solved(smiles, spec)
-    symbols = {1: "H", 7: "N", 8: "O"}
-    atoms = "\n".join(
-        f"{symbols[z]} {x:.12f} {y:.12f} {w:.12f}"
-        for z, (x, y, w) in zip(problem.atomic_numbers, problem.coords_bohr, strict=True)
-    )
-    (tmp_path / "in.dat").write_text(PSI4_INPUT.format(atoms=atoms))
-    subprocess.run(["psi4", "-n", "1", "in.dat", "out.dat"], cwd=tmp_path, check=True, timeout=120)
-    (line,) = (x for x in (tmp_path / "out.dat").read_text().splitlines() if "@RHF Final" in x)
-    assert result.energy_hartree == pytest.approx(float(line.split()[-1]), abs=1e-7)
+def test_lol_is_one_half_in_the_uniform_gas_and_bounded_in_a_molecule():
+    rho = np.array([1e-3, 0.1, 2.0])
+    tau = 0.3 * (3 * np.pi**2) ** (2 / 3) * rho ** (5 / 3)
+    gas = np.stack([rho, *np.zeros((3, 3)), tau])[None]
+    np.testing.assert_allclose(compute_lol(gas), 0.5, rtol=1e-12)
+    fields, _ = fields_of("O")
+    lol = compute_lol(fields)
+    assert lol.min() >= 0
+    assert 0.6 < lol.max() < 1
+    # by its definition, at one point
+    at = np.unravel_index(total_density(fields).argmax(), lol.shape)
+    density, kinetic = fields[(slice(None), 0, *at)].sum(), fields[(slice(None), 4, *at)].sum()
+    t = 0.3 * (3 * np.pi**2) ** (2 / 3) * density ** (5 / 3) / kinetic
+    assert lol[at] == pytest.approx(t / (1 + t), rel=1e-9)
+
+
+def test_gradient_norm_is_the_slope_of_the_density():
+    fields, box = fields_of("O", GridSpec(spacing_bohr=0.15, margin_bohr=2.0))
+    rho, norm = total_density(fields), gradient_norm(fields)
+    slopes = np.gradient(rho, *[axis[1] - axis[0] for axis in box.axes])
+    numeric = np.sqrt(sum(slope**2 for slope in slopes))
+    inner = np.zeros(rho.shape, bool)
+    inner[1:-1, 1:-1, 1:-1] = True  # one-sided slopes at the border are worse
+    smooth = (rho < 0.05) & inner
+    np.testing.assert_allclose(numeric[smooth], norm[smooth], rtol=0.05)
+
+
+def test_resampled_volume_keeps_values_and_proportions():
+    x, y, z = np.meshgrid(np.arange(21.0), np.arange(11.0), np.arange(5.0), indexing="ij")
+    cube = resample(np.stack([x, y, z]), 21)
+    assert cube.shape == (3, 21, 21, 21)
+    np.testing.assert_allclose(cube[0, :, 10, 10], np.arange(21.0), atol=1e-5)
+    np.testing.assert_allclose(cube[1, 10, 5:16, 10], np.arange(11.0), atol=1e-5)
+    assert not cube[:, :, :4].any()
+    assert not cube[:, :, :, :7].any()
 
 
 def test_the_ladder_rescues_a_radical_that_does_not_converge_plainly():
@@ -174,9 +188,16 @@ def vector(coords: np.ndarray, numbers: tuple[int, ...]) -> np.ndarray:
     fields = density_on_box(build_mol(problem, PBE), result.mo_coeff, result.mo_occ, box.axes)
     scalars = dict.fromkeys(("homo_hartree", "lumo_hartree", "gap_hartree", "charge"), 0.0)
     scalars |= {"n_electrons": 26.0, "dipole_norm_au": float(np.linalg.norm(result.dipole_au))}
-    return compute_feature_vector(
-        compute_elf(fields, 1e-5), fields[:, 0].sum(axis=0), box, numbers, scalars, FEATURES
+    scalars |= {"energy_hartree": result.energy_hartree, "multiplicity": 1.0}
+    molecule = Molecule(
+        elf=compute_elf(fields, 1e-5),
+        rho=total_density(fields),
+        box=box,
+        numbers=np.array(numbers),
+        scalars=scalars,
+        arrays=result.arrays,
     )
+    return compute_feature_vector(molecule, FEATURES)
 
 
 def test_features_do_not_depend_on_placement_or_atom_order():
@@ -189,8 +210,8 @@ def test_features_do_not_depend_on_placement_or_atom_order():
     numbers = tuple(int(species.atomic_numbers[i]) for i in order)
     shuffled = vector(coords[order], numbers)
     assert len(reference) == len(feature_names(FEATURES))
-    np.testing.assert_allclose(moved, reference, atol=2e-3)
-    np.testing.assert_allclose(shuffled, reference, atol=2e-3)
+    np.testing.assert_allclose(moved, reference, atol=5e-3)
+    np.testing.assert_allclose(shuffled, reference, atol=5e-3)
     other = species_from_smiles("CCC")
     coords, _ = embed(other, ConformerSpec(n_conformers=1))
     assert np.abs(vector(coords, other.atomic_numbers) - reference).max() > 0.05

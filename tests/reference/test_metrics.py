@@ -89,6 +89,16 @@ def test_unseen_true_drugs_count_as_missed():
     assert summarise(unseen)["prauc"] == pytest.approx(0.5)
 
 
+def test_recall_at_the_true_number_by_hand():
+    # two true drugs; the two best-ranked are 0 and 1, so one of two is found
+    probs = [[0.9, 0.8, 0.7, 0.1]]
+    rows = rows_of([[1, 0, 1, 0]], [[0, 0, 0, 0]], probs)
+    assert summarise(rows)["recall_at_n_true"] == pytest.approx(0.5)
+    # a third true drug, unknown to the model: the three best hold 0 and 2, the third is missed
+    rows = rows_of([[1, 0, 1, 0]], [[0, 0, 0, 0]], probs, unseen=[1])
+    assert summarise(rows)["recall_at_n_true"] == pytest.approx(2 / 3)
+
+
 def test_chance_is_what_random_sets_get():
     rng = np.random.default_rng(1)
     d = 30

@@ -55,19 +55,19 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch):
 def test_a_stage_that_is_there_is_not_repeated(monkeypatch: pytest.MonkeyPatch):
     store = MemoryStore()
     compute_features(Task(species=WATER, spec=SPEC, stages=("conformer", "scf")), store)
-    monkeypatch.setattr(pipeline, "_run_scf", None)
+    monkeypatch.setattr(pipeline, "run_scf", None)
     assert compute_features(Task(species=WATER, spec=SPEC), store).status == "done"
 
 
 def test_a_failure_is_a_record_and_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch):
-    real = pipeline._run_conformer
+    real = pipeline.run_conformer
 
-    def sometimes(species, spec, key):
+    def sometimes(species, spec, geometry):
         if species == ETHANOL:
             raise ResourceError("too large")
-        return real(species, spec, key)
+        return real(species, spec, geometry)
 
-    monkeypatch.setattr(pipeline, "_run_conformer", sometimes)
+    monkeypatch.setattr(pipeline, "run_conformer", sometimes)
     store = MemoryStore()
     tasks = [Task(species=s, spec=SPEC, stages=("conformer",)) for s in (ETHANOL, WATER)]
     outcomes = run_many(tasks, lambda t: compute_features(t, store), SerialExecutor())
@@ -85,11 +85,11 @@ def test_a_failure_is_a_record_and_does_not_stop_the_others(monkeypatch: pytest.
 def test_input_failures_are_never_tried_again(monkeypatch: pytest.MonkeyPatch):
     calls = []
 
-    def refuse(species, spec, key):
+    def refuse(species, spec, geometry):
         calls.append(1)
         raise InputError("wrong")
 
-    monkeypatch.setattr(pipeline, "_run_conformer", refuse)
+    monkeypatch.setattr(pipeline, "run_conformer", refuse)
     store = MemoryStore()
     task = Task(species=WATER, spec=SPEC)
     assert compute_features(task, store).kind == "input"
