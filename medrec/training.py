@@ -53,14 +53,20 @@ class FitResult:
 
 
 def build_learning_data(
-    cohort: Cohort, split_number: int, features: FeatureTable | None, *, molecules: bool
+    cohort: Cohort,
+    split_number: int,
+    features: FeatureTable | None,
+    *,
+    molecules: bool,
+    feature_sets: tuple[str, ...] | None = None,
 ) -> LearningData:
     """Vocabularies of the split, encoded visits, interactions and, if wanted, molecules."""
     vocabularies = cohort.vocabularies(split_number)
     ddi = ddi_matrix(cohort, vocabularies.drugs)
     tables = None
     if molecules:
-        tables = build_molecule_tables(build_drug_molecules(cohort, vocabularies.drugs), features)
+        drugs = build_drug_molecules(cohort, vocabularies.drugs)
+        tables = build_molecule_tables(drugs, features, feature_sets)
     context = DrugContext(
         len(vocabularies.diagnoses),
         len(vocabularies.procedures),
@@ -221,7 +227,7 @@ def run_training(
     with run.recording(seeds={"torch": config.seed, "split": cohort.config.split_seed}):
         start = time.perf_counter()
         torch.manual_seed(config.seed)
-        data = build_learning_data(cohort, config.split, features, molecules=uses_molecules(config))
+        data = learning_data_of(config, cohort, features)
         device = choose_device(config.device)
         data.context = data.context.to(device)
         model = build_model(config, data.context)
@@ -232,6 +238,19 @@ def run_training(
             extra = _count(run, data, model)
         _finish(run, config, cohort, data, model, extra, time.perf_counter() - start, device)
     return run
+
+
+def learning_data_of(
+    config: TrainConfig, cohort: Cohort, features: FeatureTable | None
+) -> LearningData:
+    """Learning data that a configuration asks for."""
+    return build_learning_data(
+        cohort,
+        config.split,
+        features,
+        molecules=uses_molecules(config),
+        feature_sets=getattr(config.model, "feature_sets", None),
+    )
 
 
 def uses_molecules(config: TrainConfig) -> bool:
@@ -345,7 +364,7 @@ def load_predictor(run: Run, home: Home) -> LoadedRun:
     features = None
     if "features" in run.inputs:
         features = FeatureTable.load(home.by_digest(home.features, run.inputs["features"]))
-    data = build_learning_data(cohort, config.split, features, molecules=uses_molecules(config))
+    data = learning_data_of(config, cohort, features)
     model = build_model(config, data.context)
     model.load_state_dict(state["model"])
     return LoadedRun(model, cohort, data.dataset.vocabularies, config)

@@ -291,10 +291,18 @@ class _Progress(Callback):
 
 
 @lru_cache(maxsize=2)
-def _load(cohort: str, features: str | None, split: int, molecules: bool) -> LearningData:
+def _load(
+    cohort: str,
+    features: str | None,
+    split: int,
+    molecules: bool,
+    feature_sets: tuple[str, ...] | None,
+) -> LearningData:
     """Data of a worker, kept for its next trial."""
     table = FeatureTable.load(Path(features)) if features else None
-    return build_learning_data(Cohort.load(Path(cohort)), split, table, molecules=molecules)
+    return build_learning_data(
+        Cohort.load(Path(cohort)), split, table, molecules=molecules, feature_sets=feature_sets
+    )
 
 
 def with_params(base: dict[str, Any], params: dict[str, Any]) -> TrainConfig:
@@ -319,7 +327,13 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     config = with_params(settings["base"], params)
-    data = _load(settings["cohort"], settings["features"], config.split, uses_molecules(config))
+    data = _load(
+        settings["cohort"],
+        settings["features"],
+        config.split,
+        uses_molecules(config),
+        getattr(config.model, "feature_sets", None),
+    )
     torch.manual_seed(config.seed)
     model = build_model(config, data.context)
     if not isinstance(model, Recommender):

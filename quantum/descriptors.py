@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,18 @@ import numpy.typing as npt
 from quantum.base import IntegrityError
 from quantum.basins import KINDS, find_basins
 from quantum.elf import Array, Box
-from quantum.schema import FeatureSpec
+from quantum.schema import FeatureSet, FeatureSpec
 
-FEATURE_SETS = ("elf", "elements", "basins", "composition", "electronic", "charges", "bonds")
+FEATURE_SETS: tuple[str, ...] = get_args(FeatureSet)
 _ELEMENTS = (1, 6, 7, 8)  # groups of their own; every other element is one group
 _GROUPS = ("H", "C", "N", "O", "other")
 _SHELLS_BOHR = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 _ELEMENT_BINS = 10
+# populations of cores are left out: a uniform grid does not resolve them
+_BASIN_NUMBERS = {
+    False: ("per_heavy_atom", "elf_mean"),
+    True: ("per_heavy_atom", "elf_mean", "electrons_mean", "electrons_std"),
+}
 _BOND_EDGES = (0.3, 0.7, 0.95, 1.2, 1.5, 1.8, 2.2, 9.0)
 
 
@@ -74,9 +80,7 @@ def feature_sets(spec: FeatureSpec) -> dict[str, list[str]]:
             *(f"elf_charge_{g}_bin_{i}" for g in _GROUPS for i in range(_ELEMENT_BINS)),
         ],
         "basins": [
-            f"basin_{kind}_{what}"
-            for kind in KINDS
-            for what in ("per_heavy_atom", "electrons_mean", "electrons_std", "elf_mean")
+            f"basin_{kind}_{what}" for kind in KINDS for what in _BASIN_NUMBERS[kind != "core"]
         ],
         "composition": [*(f"share_atoms_{g}" for g in _GROUPS), "log_n_electrons", "charge"],
         "electronic": [
@@ -115,7 +119,7 @@ def compute_feature_vector(molecule: Molecule, spec: FeatureSpec) -> npt.NDArray
         raise IntegrityError(f"no grid point has a density above {spec.rho_cut_au:g} a.u.")
     parts = {
         "elf": _elf_set(molecule, counted, spec),
-        "elements": _elements_set(molecule, counted),
+        "elements": _elements_set(molecule, counted, spec),
         "basins": _basins_set(molecule, spec),
         "composition": _composition_set(molecule),
         "electronic": _electronic_set(molecule),
@@ -130,7 +134,7 @@ def compute_feature_vector(molecule: Molecule, spec: FeatureSpec) -> npt.NDArray
 
 
 def _elf_set(m: Molecule, counted: npt.NDArray[np.bool_], spec: FeatureSpec) -> Array:
-    values, density = m.elf.ravel()[counted], m.rho.ravel()[counted]
+    values, density = m.elf.ravel()[counted], _weights(m, counted, spec)
     edges = np.linspace(0.0, 1.0, spec.n_bins + 1)
     by_volume = np.histogram(values, edges)[0] / values.size
     by_charge = np.histogram(values, edges, weights=density)[0] / density.sum()
@@ -138,10 +142,15 @@ def _elf_set(m: Molecule, counted: npt.NDArray[np.bool_], spec: FeatureSpec) -> 
     return np.concatenate([by_volume, by_charge, [values.mean(), values.std(), np.log(volume)]])
 
 
-def _elements_set(m: Molecule, counted: npt.NDArray[np.bool_]) -> Array:
+def _weights(m: Molecule, counted: npt.NDArray[np.bool_], spec: FeatureSpec) -> Array:
+    """Density of the counted points, capped near the nuclei."""
+    return np.minimum(m.rho.ravel()[counted], spec.rho_cap_au)
+
+
+def _elements_set(m: Molecule, counted: npt.NDArray[np.bool_], spec: FeatureSpec) -> Array:
     """Mean ELF by element group and distance; charge by element group and ELF value."""
     points, values = m.box.points()[counted], m.elf.ravel()[counted]
-    density = m.rho.ravel()[counted]
+    density = _weights(m, counted, spec)
     sums = np.zeros((len(_GROUPS), len(_SHELLS_BOHR) - 1))
     counts = np.zeros_like(sums)
     nearest = np.full(len(points), np.inf)
@@ -162,20 +171,15 @@ def _elements_set(m: Molecule, counted: npt.NDArray[np.bool_]) -> Array:
 def _basins_set(m: Molecule, spec: FeatureSpec) -> Array:
     basins = find_basins(m.elf, m.rho, m.box, m.numbers, spec.rho_cut_au)
     heavy = max(int((m.numbers > 1).sum()), 1)
-    rows = []
-    for kind in range(len(KINDS)):
+    numbers: list[float] = []
+    for kind, name in enumerate(KINDS):
         of_kind = basins.kind == kind
         population, peak = basins.population[of_kind], basins.elf[of_kind]
-        some = of_kind.any()
-        rows.append(
-            [
-                of_kind.sum() / heavy,
-                population.mean() if some else 0.0,
-                population.std() if some else 0.0,
-                peak.mean() if some else 0.0,
-            ]
-        )
-    return np.array(rows).ravel()
+        some = bool(of_kind.any())
+        numbers += [of_kind.sum() / heavy, peak.mean() if some else 0.0]
+        if name != "core":
+            numbers += [population.mean(), population.std()] if some else [0.0, 0.0]
+    return np.array(numbers)
 
 
 def _composition_set(m: Molecule) -> Array:

@@ -23,7 +23,7 @@ from quantum.store import Failure, Record, StoreLike
 Stage = Literal["conformer", "scf", "elf", "features"]
 STAGES: tuple[Stage, ...] = ("conformer", "scf", "elf", "features")
 # raise a stage's version when what it computes changes; its results get new names then
-STAGE_VERSIONS: dict[Stage, int] = {"conformer": 2, "scf": 2, "elf": 2, "features": 2}
+STAGE_VERSIONS: dict[Stage, int] = {"conformer": 2, "scf": 2, "elf": 2, "features": 3}
 _STORE_FORMAT = 1
 
 

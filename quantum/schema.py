@@ -87,6 +87,9 @@ class FeatureSpec(Frozen):
 
     n_bins: PositiveInt = Field(20, description="bins of the ELF-value histograms")
     n_slices: PositiveInt = Field(16, description="slices along each principal axis")
+    rho_cap_au: PositiveFloat = Field(
+        0.6, description="weights by density stop here: a uniform grid does not resolve cores"
+    )
     rho_cut_au: PositiveFloat = Field(1e-3, description="points below this density are not counted")
     volume_points: int = Field(
         0,
@@ -124,6 +127,7 @@ class PipelineSpec(Frozen):
 
 # Named levels of effort. All start from the same geometry and end on the same grid, so they differ
 # by the electronic structure alone; `benchmarks/new_drug.py` measures cost and distance of each.
+FeatureSet = Literal["elf", "elements", "basins", "composition", "electronic", "charges", "bonds"]
 Level = Literal["fast", "standard", "tight"]
 
 _CONFORMER = ConformerSpec(n_conformers=10)

@@ -93,10 +93,52 @@ class FeatureTable:
         index = {key: i for i, key in enumerate(self.species["species_key"])}
         return np.array([index.get(item.key, -1) for item in species], dtype=np.int64)
 
-    def align(
+    def columns(self, sets: Sequence[str] | None = None) -> npt.NDArray[np.int64]:
+        """Columns of some feature sets, in the order of the table; None means all.
+
+        Raises
+        ------
+        InputError
+            If the table has no set of that name.
+        """
+        sizes: dict[str, int] = self.manifest["feature_sets"]
+        unknown = sorted(set(sets or ()) - set(sizes))
+        if unknown:
+            raise InputError(
+                f"feature table {self.folder.name} has no sets {unknown}, "
+                f"expected some of: {', '.join(sizes)}"
+            )
+        owner = np.repeat(list(sizes), list(sizes.values()))
+        return np.flatnonzero(np.isin(owner, list(sizes if sets is None else sets)))
+
+    def volumes(
         self, species: Sequence[Species]
+    ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_]]:
+        """Volumes (len(species), 3, p, p, p) of ELF, rho and |grad rho|; zero where missing."""
+        try:
+            with np.load(self.folder / "elf_volumes.npz", allow_pickle=False) as packed:
+                stored, owner = packed["volumes"], packed["rows"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"feature table has no readable volumes: {self.folder} ({type(error).__name__})"
+            ) from error
+        place = {int(row): i for i, row in enumerate(owner)}
+        rows = self.rows(species)
+        mask = np.array([int(row) in place for row in rows], dtype=bool)
+        out = np.zeros((len(rows), *stored.shape[1:]), dtype=np.float16)
+        for i in np.flatnonzero(mask):
+            out[i] = stored[place[int(rows[i])]]
+        return out, mask
+
+    def align(
+        self, species: Sequence[Species], sets: Sequence[str] | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """ELF features in the order of ``species``, standardised over the species that have them.
+
+        Parameters
+        ----------
+        sets : sequence of str, optional
+            Feature sets to use; all if not given.
 
         Returns
         -------
@@ -107,9 +149,10 @@ class FeatureTable:
         """
         rows = self.rows(species)
         mask = (rows >= 0) & self.elf_mask[np.maximum(rows, 0)]
-        values = np.zeros((len(rows), self.n_features), dtype=np.float32)
+        columns = self.columns(sets)
+        values = np.zeros((len(rows), len(columns)), dtype=np.float32)
         if mask.any():
-            present = np.asarray(self.elf[rows[mask]])
+            present = np.asarray(self.elf[rows[mask]])[:, columns]
             spread = present.std(axis=0)
             values[mask] = (present - present.mean(axis=0)) / np.where(spread > 1e-6, spread, 1.0)
         return values, mask

@@ -129,13 +129,17 @@ class MoleculeTables:
         )
 
 
-def build_molecule_tables(drugs: DrugMolecules, features: FeatureTable | None) -> MoleculeTables:
+def build_molecule_tables(
+    drugs: DrugMolecules, features: FeatureTable | None, sets: Sequence[str] | None = None
+) -> MoleculeTables:
     """Build graphs, fragments and masks of a drug vocabulary.
 
     Parameters
     ----------
     features : FeatureTable or None
         Where ELF features come from; None leaves them empty and masked.
+    sets : sequence of str, optional
+        Feature sets of the table to use; all if not given.
     """
     of_molecule = [brics_fragments(smiles) for smiles in drugs.smiles]
     fragments = sorted({item for items in of_molecule for item in items})
@@ -147,7 +151,7 @@ def build_molecule_tables(drugs: DrugMolecules, features: FeatureTable | None) -
     if features is None:
         elf, elf_mask = np.zeros((len(drugs), 0), np.float32), np.zeros(len(drugs), bool)
     else:
-        elf, elf_mask = features.align(drugs.species)
+        elf, elf_mask = features.align(drugs.species, sets)
     return MoleculeTables(
         build_graphs(drugs.smiles),
         build_graphs(fragments),

@@ -147,7 +147,11 @@ class FittedIntegrals:
             block = moleintor.getints3c(kind, both._atm, both._bas, both._env, window, 1, "s1")
             values[:, at : at + width] = block.transpose(2, 1, 0)
             at += width
-        return _Group(rows, columns, self._metric.solve(values))
+        group = _Group(rows, columns, self._metric.solve(values))
+        own = group.values[:, group.n_before :]
+        own += own.transpose(0, 2, 1).copy()  # rounding must not break the symmetry
+        own *= 0.5
+        return group
 
     def coulomb(self, density: Array) -> Array:
         """Coulomb matrix of a symmetric density matrix (N, N)."""
@@ -166,7 +170,7 @@ class FittedIntegrals:
                 out[column, group.rows] = part
                 out[group.rows, column] = part.T
                 at += len(part)
-        return out
+        return 0.5 * (out + out.T)
 
     def _flat(self, group: _Group) -> npt.NDArray[Any]:
         return group.values.reshape(self.n_auxiliary, -1)
