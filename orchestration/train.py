@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import signal
 import tempfile
 import threading
 import warnings
@@ -112,7 +113,7 @@ def _run_workers(
         ),
     )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_signals():
             warnings.simplefilter("ignore")
             result = trainer.fit()
     except train.TrainingFailedError as error:
@@ -121,6 +122,21 @@ def _run_workers(
     if state is None:
         raise TransientError(f"pre-training of {run.name} ended without a checkpoint; run it again")
     return state
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Give the signal handlers back after Ray Train, and let its Ctrl-C be one."""
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {item: signal.getsignal(item) for item in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit as error:  # what Train's own handler makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    finally:
+        if in_main:
+            for item, handler in handlers.items():
+                signal.signal(item, handler)
 
 
 def _explain(error: Exception, max_failures: int) -> MedrecError:

@@ -29,14 +29,37 @@ def resample(
     Returns
     -------
     dict of str to ndarray (n_resamples,)
+
+    Raises
+    ------
+    InputError
+        If there is no visit to score.
     """
+    n_patients = _count_patients(rows)
     parts = ratios(rows)
-    n_patients = rows["patient"].nunique()
     values: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in parts}
     for weights in _weights(n_patients, n_resamples, seed):
         for name, (num, den) in parts.items():
             values[name].append(divide(weights @ num, weights @ den, empty_value(name)))
     return {name: np.concatenate(chunks) for name, chunks in values.items()}
+
+
+def _count_patients(rows: pd.DataFrame) -> int:
+    n_patients = int(rows["patient"].nunique())
+    if n_patients == 0:
+        raise InputError("no visit was scored, so there is nothing to resample; expected 1 or more")
+    return n_patients
+
+
+def percentile_interval(
+    values: npt.NDArray[np.float64], level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of resampled values; values that are not numbers do not count."""
+    usable = values[~np.isnan(values)]
+    if not len(usable):
+        return float("nan"), float("nan")
+    low, high = np.percentile(usable, [100 * (1 - level) / 2, 100 * (1 + level) / 2])
+    return float(low), float(high)
 
 
 def bootstrap_intervals(
@@ -46,13 +69,27 @@ def bootstrap_intervals(
 
     With one patient there is nothing to resample and low = high.
     """
-    tails = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
-    intervals = {}
-    for name, values in resample(rows, n_resamples, seed).items():
-        usable = values[~np.isnan(values)]
-        low, high = np.percentile(usable, tails) if len(usable) else (np.nan, np.nan)
-        intervals[name] = (float(low), float(high))
-    return intervals
+    values = resample(rows, n_resamples, seed)
+    return {name: percentile_interval(found, level) for name, found in values.items()}
+
+
+def require_same_visits(rows: pd.DataFrame, reference: pd.DataFrame) -> None:
+    """Refuse two tables of rows that do not score the same visits.
+
+    Raises
+    ------
+    InputError
+        With both counts.
+    """
+    keys = [
+        frame[["patient", "visit"]].sort_values(["patient", "visit"]).to_numpy()
+        for frame in (rows, reference)
+    ]
+    if not np.array_equal(keys[0], keys[1]):
+        raise InputError(
+            f"runs score different visits ({len(keys[0])} and {len(keys[1])}); expected the same "
+            "cohort, split and part"
+        )
 
 
 def paired_bootstrap(
@@ -69,28 +106,13 @@ def paired_bootstrap(
     InputError
         If the two do not score the same visits.
     """
-    keys = [
-        frame[["patient", "visit"]].sort_values(["patient", "visit"]).to_numpy()
-        for frame in (rows, reference)
-    ]
-    if not np.array_equal(keys[0], keys[1]):
-        raise InputError(
-            f"runs score different visits ({len(keys[0])} and {len(keys[1])}); expected the same "
-            "cohort, split and part"
-        )
+    require_same_visits(rows, reference)
     ours, theirs = (resample(frame, n_resamples, seed) for frame in (rows, reference))
     points = summarise(rows), summarise(reference)
-    tails = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
     result = {}
     for name in ours:
-        gaps = ours[name] - theirs[name]
-        gaps = gaps[~np.isnan(gaps)]
-        low, high = np.percentile(gaps, tails) if len(gaps) else (np.nan, np.nan)
-        result[name] = {
-            "difference": points[0][name] - points[1][name],
-            "low": float(low),
-            "high": float(high),
-        }
+        low, high = percentile_interval(ours[name] - theirs[name], level)
+        result[name] = {"difference": points[0][name] - points[1][name], "low": low, "high": high}
     return result
 
 
@@ -99,8 +121,8 @@ def legacy_bootstrap(rows: pd.DataFrame, seed: int = 0) -> dict[str, tuple[float
 
     What the MoleRec line prints as ``±``; the draws overlap, so it is not a confidence interval.
     """
+    n_patients = _count_patients(rows)
     parts = ratios(rows)
-    n_patients = rows["patient"].nunique()
     rng = np.random.RandomState(seed)
     draws = [rng.choice(n_patients, round(0.8 * n_patients), replace=True) for _ in range(10)]
     result = {}

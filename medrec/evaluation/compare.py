@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from medrec.data.cohort import Cohort
-from medrec.evaluation.bootstrap import bootstrap_intervals, paired_bootstrap
+from medrec.evaluation.bootstrap import (
+    bootstrap_intervals,
+    percentile_interval,
+    require_same_visits,
+    resample,
+)
 from medrec.evaluation.metrics import summarise
 from medrec.runs import Run
 from quantum.base import InputError
@@ -106,11 +113,19 @@ def compare_runs(runs: list[Run], cohort: Cohort, reference: str | None = None) 
         values = {str(reports[name].get(key)) for name in rows}
         if len(values) > 1:
             raise InputError(f"runs differ in {key}; expected one cohort and one split")
-    matches = [run.name for run in runs if run.name.startswith(reference or runs[0].name)]
-    if not matches:
-        raise InputError(f"reference '{reference}' is none of: {', '.join(rows)}")
-    base = rows[matches[0]]
-    table = [_row(run, rows[run.name], base, reports[run.name]) for run in runs]
+    for run in runs:
+        if run.inputs.get("cohort") != cohort.digest:
+            raise InputError(
+                f"run {run.name} was made on another cohort than {cohort.folder.name}; "
+                "expected the runs' own"
+            )
+    chosen = _find_reference(list(rows), reference)
+    base = rows[chosen]
+    resampled = {name: resample(frame) for name, frame in rows.items()}
+    table = []
+    for run in runs:
+        require_same_visits(rows[run.name], base)
+        table.append(_row(run, rows, resampled, chosen, reports[run.name]))
     first = reports[runs[0].name]
     summary = summarise(base)
     header = {
@@ -124,14 +139,30 @@ def compare_runs(runs: list[Run], cohort: Cohort, reference: str | None = None) 
         "drugs per visit, truth": round(summary["mean_n_drugs_true"], 2),
         "caution": caution(base["patient"].nunique()),
     }
-    return Comparison(header, pd.DataFrame(table), matches[0])
+    return Comparison(header, pd.DataFrame(table), chosen)
+
+
+def _find_reference(names: list[str], wanted: str | None) -> str:
+    """Run that differences refer to: a name, a name without its digest, or a unique beginning."""
+    if wanted is None:
+        return names[0]
+    exact = [name for name in names if wanted in (name, name.rsplit("-", 1)[0])]
+    matches = exact or [name for name in names if name.startswith(wanted)]
+    if len(matches) != 1:
+        found = f"fits {len(matches)} runs" if matches else "is none"
+        raise InputError(f"reference '{wanted}' {found} of: {', '.join(names)}; expected one")
+    return matches[0]
 
 
 def _row(
-    run: Run, rows: pd.DataFrame, base: pd.DataFrame, report: dict[str, Any]
+    run: Run,
+    rows: dict[str, pd.DataFrame],
+    resampled: dict[str, dict[str, npt.NDArray[np.float64]]],
+    reference: str,
+    report: dict[str, Any],
 ) -> dict[str, Any]:
-    summary, intervals = summarise(rows), bootstrap_intervals(rows)
-    gaps = paired_bootstrap(rows, base)
+    summary, base = summarise(rows[run.name]), summarise(rows[reference])
+    ours, theirs = resampled[run.name], resampled[reference]
     row: dict[str, Any] = {
         "run": run.name,
         "model": report["model"],
@@ -140,10 +171,10 @@ def _row(
     }
     for name in PRIMARY:
         row[name] = summary[name]
-        row[f"{name}_low"], row[f"{name}_high"] = intervals[name]
-        row[f"{name}_difference"] = gaps[name]["difference"]
-        row[f"{name}_difference_low"] = gaps[name]["low"]
-        row[f"{name}_difference_high"] = gaps[name]["high"]
+        row[f"{name}_low"], row[f"{name}_high"] = percentile_interval(ours[name])
+        low, high = percentile_interval(ours[name] - theirs[name])
+        row[f"{name}_difference"] = summary[name] - base[name]
+        row[f"{name}_difference_low"], row[f"{name}_difference_high"] = low, high
     return row
 
 

@@ -12,6 +12,7 @@ import torch
 
 from medrec.data.dataset import VisitBatch
 from medrec.evaluation.metrics import visit_rows
+from quantum.base import InputError
 
 
 class PredictionLike(Protocol):
@@ -43,6 +44,11 @@ def evaluate(
     -------
     pandas.DataFrame
         See `medrec.evaluation.metrics.visit_rows`; sorted by patient and visit.
+
+    Raises
+    ------
+    InputError
+        If there is no batch.
     """
     tables = []
     for batch in batches:
@@ -62,5 +68,7 @@ def evaluate(
                 batch.n_unseen.cpu().numpy()[mask],
             )
         )
+    if not tables:
+        raise InputError("no visit to evaluate: the part of the split holds no patient")
     rows = pd.concat(tables, ignore_index=True)
     return rows.sort_values(["patient", "visit"], ignore_index=True)

@@ -1,6 +1,7 @@
 """Yardsticks: most frequent drugs, the previous visit's drugs, logistic regression.
 
-None of them knows molecules; a model that does not beat them has shown nothing.
+None of them knows molecules; a model that does not beat them has shown nothing. They are fitted on
+the CPU; what they learned follows the batch to its device.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class TopK:
         """Count drugs over the training visits."""
         total, n_visits = torch.zeros(dataset.n_drugs), 0
         for batch in dataset.batches(patients, _BATCH):
-            total += batch.target[batch.mask].sum(dim=0)
+            total += batch.target[batch.mask].sum(dim=0).cpu()
             n_visits += int(batch.mask.sum())
         self.frequency = total / max(n_visits, 1)
         k = round(float(self.frequency.sum()))
@@ -47,8 +48,9 @@ class TopK:
 
     def predict(self, batch: VisitBatch) -> Prediction:
         """Predict the same set for every visit."""
-        shape = batch.target.shape
-        return _prediction(self.frequency.expand(shape), self.chosen.expand(shape))
+        shape, device = batch.target.shape, batch.target.device
+        frequency, chosen = self.frequency.to(device), self.chosen.to(device)
+        return _prediction(frequency.expand(shape), chosen.expand(shape))
 
     def state_dict(self) -> dict[str, Any]:
         """Frequencies and the chosen set."""
@@ -78,8 +80,9 @@ class CopyFrequency(TopK):
         """Unite."""
         model = self.config.model
         assert isinstance(model, CopyFrequencyModelConfig)
-        frequent = (self.frequency >= model.min_frequency).expand(batch.target.shape)
-        probs = 0.5 * self.frequency.expand(batch.target.shape) + 0.5 * batch.drugs_before
+        frequency = self.frequency.to(batch.target.device).expand(batch.target.shape)
+        frequent = frequency >= model.min_frequency
+        probs = 0.5 * frequency + 0.5 * batch.drugs_before
         return _prediction(probs, frequent | batch.drugs_before.bool())
 
 
@@ -140,14 +143,15 @@ class LogisticRegression:
     def predict(self, batch: VisitBatch) -> Prediction:
         """Score every visit on its own."""
         n_patients, n_visits = batch.shape
-        logits = self.bias.repeat(n_patients * n_visits, 1)
+        logits = self.bias.to(batch.target.device).repeat(n_patients * n_visits, 1)
         for bag, shift in ((batch.diagnoses, 0), (batch.procedures, self.n_diagnoses)):
             self._add(logits, bag, shift)
         shaped = logits.reshape(n_patients, n_visits, -1)
         return Prediction.from_logits(shaped, self.config.optim.threshold)
 
     def _add(self, logits: torch.Tensor, bag: CodeBag, shift: int) -> None:
-        logits.index_add_(0, bag.visit, self.weight[bag.index + shift])
+        weight = self.weight.to(logits.device)
+        logits.index_add_(0, bag.visit, weight[bag.index + shift])
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and biases."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -219,6 +221,54 @@ def test_pretraining_goes_on_after_a_killed_driver(featured):
     )
     trained = run_training(start, cohort, home, features=features, pretrained=run)
     assert set(trained.inputs) == {"cohort", "features", "pretrained"}
+
+
+def test_pretraining_goes_on_after_a_killed_worker_as_if_nothing_had_been(featured):
+    home, cohort, features = featured
+    quiet = run_pretrain(pretrain_config(8, "undisturbed"), cohort, features, home)
+    config = pretrain_config(8, "disturbed")
+    config = config.model_copy(
+        update={"scaling": config.scaling.model_copy(update={"max_failures": 3})}
+    )
+    killed: list[int] = []
+
+    def kill_one(row):
+        if row["epoch"] >= 3 and not killed:
+            workers = _worker_processes()
+            assert workers, "no Ray Train worker found"
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(workers[0])
+
+    run = run_pretrain(config, cohort, features, home, on_epoch=kill_one)
+    assert killed
+    assert run.is_finished
+    assert run.metrics()["epoch"].tolist() == list(range(8))
+    np.testing.assert_allclose(run.metrics()["loss"], quiet.metrics()["loss"], rtol=1e-4)
+
+
+def _worker_processes() -> list[int]:
+    """Process numbers of Ray Train's workers on this machine."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
+                    found.append(int(folder.name))
+    return sorted(found)
+
+
+def test_ctrl_c_in_pretraining_is_an_interruption_and_handlers_come_back(featured):
+    home, cohort, features = featured
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def interrupt(row):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_pretrain(pretrain_config(200, "cut"), cohort, features, home, on_epoch=interrupt)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    (folder,) = home.runs.glob("cut-*")
+    assert Run.load(folder).record()["status"] == "interrupted"
 
 
 def tune_config(n_trials: int, name: str = "search") -> TuneConfig:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from medrec import training
 from medrec.config import TrainConfig
-from medrec.evaluation.bootstrap import bootstrap_intervals
+from medrec.evaluation.bootstrap import bootstrap_intervals, legacy_bootstrap
 from medrec.evaluation.compare import compare_runs, evaluation_table
+from medrec.evaluation.evaluate import evaluate
 from medrec.evaluation.metrics import summarise
 from medrec.models import build_model
 from medrec.models.molerec import MoleRec
@@ -108,6 +112,45 @@ def test_comparison_states_what_its_numbers_rest_on(home, synthetic):
         compare_runs([runs[0], run_training(other, cohort, home)], cohort)
     with pytest.raises(InputError, match="reference"):
         compare_runs(runs, cohort, reference="nothing")
+    assert compare_runs(runs, cohort, reference="copy_last").reference == runs[1].name
+
+
+def test_a_comparison_wants_one_reference_and_the_runs_own_cohort(home, synthetic):
+    _, cohort = synthetic
+    again = baseline("topk").model_copy(update={"name": "topk_again"})
+    runs = [run_training(item, cohort, home) for item in (again, baseline("topk"))]
+    # a name without its digest is that run, not the first that begins so
+    assert compare_runs(runs, cohort, reference="topk").reference == runs[1].name
+    with pytest.raises(InputError, match="fits 2 runs"):
+        compare_runs(runs, cohort, reference="top")
+    stranger = dataclasses.replace(cohort, record={**cohort.record, "digest": "0" * 64})
+    with pytest.raises(InputError, match="another cohort"):
+        compare_runs(runs, stranger)
+
+
+def test_nothing_to_score_is_an_error_and_not_a_division_by_zero(home, synthetic):
+    _, cohort = synthetic
+    run = run_training(baseline("topk"), cohort, home)
+    rows = pd.read_parquet(run.folder / "visits.parquet")
+    for function in (bootstrap_intervals, legacy_bootstrap):
+        with pytest.raises(InputError, match="nothing to resample"):
+            function(rows.iloc[:0])
+    with pytest.raises(InputError, match="no visit to evaluate"):
+        evaluate(lambda batch: None, [], np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("name", ["topk", "copy_last", "copy_frequency", "logistic_regression"])
+def test_yardsticks_answer_on_the_batchs_device(name, synthetic):
+    _, cohort = synthetic
+    data = build_learning_data(cohort, 0, None, molecules=False)
+    model = build_model(baseline(name), data.context)
+    patients = data.split.train[:8]
+    model.fit(data.dataset, patients)
+    (batch,) = data.dataset.batches(patients, 8)
+    # "meta" stands for a device that is not the CPU: mixing it with CPU tensors fails the same way
+    prediction = model.predict(batch.to("meta"))
+    assert prediction.probs.device.type == "meta"
+    assert prediction.selected.shape == batch.target.shape
 
 
 def test_pretrained_weights_travel_with_their_buffers(synthetic):
