@@ -7,7 +7,7 @@ export MEDREC_HOME ?= $(CURDIR)/medrec-work
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench docs
+.PHONY: help setup demo test test-all check format bench atlas docs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,8 +42,11 @@ format: setup  ## rewrite files in the project's format
 	$(BIN)/ruff check --fix .
 
 bench: setup  ## run benchmarks/NAME.py: make bench NAME=...
-	@test -n "$(NAME)" || { echo "usage: make bench NAME=..., one of: $$(ls benchmarks/*.py | xargs -n1 basename | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }
-	$(BIN)/python benchmarks/$(NAME).py
+	@test -n "$(NAME)" || { echo "usage: make bench NAME=..., one of: $$(grep -l '^def main' benchmarks/*.py | xargs -n1 basename | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }
+	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+atlas: setup  ## compute data/atlas again (about 20 CPU minutes)
+	$(BIN)/python tools/build_atlas.py
 
 docs: setup  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -47,7 +47,8 @@ class _Metric:
     """The factor L of the Coulomb metric of the auxiliary basis, applied as ``L^-1``.
 
     The functions of one atom are made orthonormal first, in double precision. What remains is so
-    well conditioned that it can be solved in single precision.
+    well conditioned that it can be solved in single precision. In-place work saves touching fresh
+    memory, which costs as much as the arithmetic.
     """
 
     def __init__(self, auxiliary: Any, dtype: np.dtype[Any]) -> None:
@@ -57,21 +58,27 @@ class _Metric:
         for atom, factor in zip(self._atoms, self._atom_factors, strict=True):
             metric[atom] = scipy.linalg.solve_triangular(factor, metric[atom], lower=True)
             metric[:, atom] = scipy.linalg.solve_triangular(factor, metric[:, atom].T, lower=True).T
-        self._factor = scipy.linalg.cholesky(metric, lower=True).astype(dtype)
-        self._dtype = dtype
+        self._factor = scipy.linalg.cholesky(metric, lower=True)
+        self._small_factor = self._factor.astype(dtype)
 
-    def solve(self, values: Array) -> npt.NDArray[Any]:
-        """``L^-1`` times integrals of shape (auxiliary functions, ...); overwrites them."""
+    def orthonormalise(self, values: Array) -> None:
+        """Bring integrals (auxiliary functions, ...) to orthonormal functions per atom, in place."""
         flat = values.reshape(len(values), -1)
         for atom, factor in zip(self._atoms, self._atom_factors, strict=True):
-            flat[atom] = scipy.linalg.solve_triangular(
-                factor, flat[atom], lower=True, check_finite=False
+            scipy.linalg.blas.dtrsm(
+                1.0, factor, flat[atom].T, side=1, lower=1, trans_a=1, overwrite_b=1
             )
-        small = flat.astype(self._dtype, copy=False)
-        solve = scipy.linalg.get_blas_funcs("trsm", dtype=self._dtype)
-        solved = solve(1.0, self._factor, small.T, side=1, lower=1, trans_a=1, overwrite_b=1)
-        fitted: npt.NDArray[Any] = solved.T.reshape(values.shape)
-        return fitted
+
+    def finish(self, values: npt.NDArray[Any]) -> None:
+        """Complete ``L^-1`` on orthonormalised integrals, in place and in their precision."""
+        solve = scipy.linalg.get_blas_funcs("trsm", dtype=values.dtype)
+        flat = values.reshape(len(values), -1)
+        solve(1.0, self._small_factor, flat.T, side=1, lower=1, trans_a=1, overwrite_b=1)
+
+    def fit(self, vector: Array) -> Array:
+        """Fit coefficients of orthonormalised integrals (auxiliary functions,), in double."""
+        solved: Array = scipy.linalg.cho_solve((self._factor, True), vector)
+        return solved
 
 
 class FittedIntegrals:
@@ -90,6 +97,8 @@ class FittedIntegrals:
         Precision of the stored integrals and of all products.
     memory_mb : float
         Limit for the stored integrals.
+    for_exchange : bool
+        Without exchange the fit is applied to vectors only, which saves most of its cost.
 
     Raises
     ------
@@ -98,18 +107,39 @@ class FittedIntegrals:
     """
 
     def __init__(
-        self, mol: Any, auxiliary: Any, cut: float, dtype: npt.DTypeLike, memory_mb: float
+        self,
+        mol: Any,
+        auxiliary: Any,
+        cut: float,
+        dtype: npt.DTypeLike,
+        memory_mb: float,
+        *,
+        for_exchange: bool = True,
     ) -> None:
         self.n_auxiliary = int(auxiliary.nao)
         self._n = int(mol.nao)
         self._dtype = np.dtype(dtype)
         self._metric = _Metric(auxiliary, self._dtype)
+        self._for_exchange = for_exchange
         groups = _atom_groups(mol)
         pairs = _near_groups(mol, groups, cut)
         self._require_memory(mol, groups, pairs, memory_mb)
+        scratch = np.empty(self._largest_block(mol, groups, pairs))
         self._groups = [
-            self._build(mol, auxiliary, groups, a, near) for a, near in enumerate(pairs)
+            self._build(mol, auxiliary, groups, a, near, scratch) for a, near in enumerate(pairs)
         ]
+
+    def _largest_block(
+        self, mol: Any, groups: list[tuple[int, int]], pairs: list[list[int]]
+    ) -> int:
+        """Numbers in the largest block of integrals that is made at a time."""
+        sizes = []
+        for a, near in enumerate(pairs):
+            rows = _functions(mol, *groups[a])
+            for run in _merge([groups[b] for b in near]):
+                columns = _functions(mol, *run)
+                sizes.append((columns.stop - columns.start) * (rows.stop - rows.start))
+        return self.n_auxiliary * max(sizes)
 
     def _require_memory(
         self, mol: Any, groups: list[tuple[int, int]], pairs: list[list[int]], memory_mb: float
@@ -130,6 +160,7 @@ class FittedIntegrals:
         groups: list[tuple[int, int]],
         a: int,
         near: list[int],
+        scratch: Array,
     ) -> _Group:
         from pyscf.gto import moleintor
 
@@ -138,16 +169,22 @@ class FittedIntegrals:
         rows = _functions(mol, *groups[a])
         columns = [_functions(mol, *run) for run in _merge([groups[b] for b in near])]
         n_near = sum(c.stop - c.start for c in columns)
-        values = np.empty((self.n_auxiliary, n_near, rows.stop - rows.start))
-        shells = _shells(mol, *groups[a])
+        n_rows = rows.stop - rows.start
+        values = np.empty((self.n_auxiliary, n_near, n_rows), dtype=self._dtype)
+        shells, tables = _shells(mol, *groups[a]), (both._atm, both._bas, both._env)
         at = 0
         for run, column in zip(_merge([groups[b] for b in near]), columns, strict=True):
             width = column.stop - column.start
             window = (*shells, *_shells(mol, *run), mol.nbas, both.nbas)
-            block = moleintor.getints3c(kind, both._atm, both._bas, both._env, window, 1, "s1")
-            values[:, at : at + width] = block.transpose(2, 1, 0)
+            out = scratch[: self.n_auxiliary * width * n_rows]
+            made = moleintor.getints3c(kind, *tables, window, 1, "s1", out=out)
+            block = made.transpose(2, 1, 0)
+            self._metric.orthonormalise(block)
+            values[:, at : at + width] = block
             at += width
-        group = _Group(rows, columns, self._metric.solve(values))
+        if self._for_exchange:
+            self._metric.finish(values)
+        group = _Group(rows, columns, values)
         own = group.values[:, group.n_before :]
         own += own.transpose(0, 2, 1).copy()  # rounding must not break the symmetry
         own *= 0.5
@@ -160,6 +197,8 @@ class FittedIntegrals:
             block = np.concatenate([density[c, group.rows] for c in group.near])
             block[: group.n_before] *= 2.0
             fitted += self._flat(group) @ block.ravel().astype(self._dtype)
+        if not self._for_exchange:
+            fitted = self._metric.fit(fitted)
         fitted_small = fitted.astype(self._dtype)
         out = np.zeros((self._n, self._n))
         for group in self._groups:

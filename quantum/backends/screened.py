@@ -88,6 +88,7 @@ class FockBuilder:
             _PAIR_CUT[spec.precision],
             _DTYPE[spec.precision],
             0.6 * resources.memory_mb,
+            for_exchange=self._share != 0,
         )
         self._memory_mb = 0.3 * resources.memory_mb
         self.electrons_integrated = float(mol.nelectron)
