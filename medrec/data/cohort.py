@@ -32,7 +32,7 @@ from medrec.data import ddi
 from medrec.data.build import build_tables
 from medrec.data.codes import CODE_FILES
 from medrec.data.mimic import read_mimic, source_files
-from medrec.data.molecule_table import CHEMBL_FILE, MOLEREC_FILE
+from medrec.data.molecule_table import CHEMBL_FILE, CHEMBL_STRUCTURES_FILE, MOLEREC_FILE
 from medrec.data.schema import (
     Events,
     Progress,
@@ -272,14 +272,15 @@ def _input_files(config: CohortConfig) -> dict[str, Path]:
     """Label to path of every file that decides the result."""
     root = data_root()
     files = {f"codes/{name}": root / "codes" / name for name in CODE_FILES}
-    table = MOLEREC_FILE if config.molecules == "molerec" else CHEMBL_FILE
-    files[f"molecules/{table}"] = root / "molecules" / table
+    chembl = (CHEMBL_FILE, CHEMBL_STRUCTURES_FILE)
+    names = (MOLEREC_FILE,) if config.molecules == "molerec" else chembl
     if config.source.format == "synthetic":
-        files[f"molecules/{CHEMBL_FILE}"] = root / "molecules" / CHEMBL_FILE
+        names = (*names, *chembl)
     else:
         by_time = config.visit_order == "admit_time"
         found = source_files(config.source, with_admissions=by_time)
         files |= {f"source/{table}": path for table, path in found.items()}
+    files |= {f"molecules/{table}": root / "molecules" / table for table in names}
     if config.ddi.source == "ansm":
         files[f"ddi/{ddi.ANSM_FILE}"] = root / "ddi" / ddi.ANSM_FILE
     else:

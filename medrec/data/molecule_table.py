@@ -15,6 +15,8 @@ from medrec.data.tables import read_table
 from quantum.base import ConfigError, DataError
 
 CHEMBL_FILE = "atc5_to_smiles.chembl.csv.gz"
+CHEMBL_STRUCTURES_FILE = "chembl_approved_drugs.parquet"
+SYNONYMS_FILE = "drug_name_synonyms.csv"
 MOLEREC_FILE = "atc3_to_smiles.molerec.json"
 ATC_NAMES_FILE = "atc_names.csv.gz"
 # stems of international nonproprietary names and plain words, looked for in this order
@@ -35,9 +37,27 @@ _SCHEMA = {"atc": pl.String, "smiles": pl.String, "source": pl.String}
 
 
 def read_substances(folder: Path) -> pl.DataFrame:
-    """ChEMBL's approved drugs with an ATC level-5 code: ``atc5``, ``name``, ``smiles``."""
-    table = read_table(folder / CHEMBL_FILE, ("atc5", "name", "smiles"))
-    return table.drop_nulls(["atc5", "smiles"]).sort("atc5", "smiles")
+    """ChEMBL's approved drugs with an ATC level-5 code: ``atc5``, ``name``, ``smiles``.
+
+    The shipped join knows substances whose ChEMBL and ATC names agree. Where they do not
+    (acetaminophen is paracetamol in ATC), the hand-written synonyms lead to the code.
+    """
+    columns = ("atc5", "name", "smiles")
+    table = read_table(folder / CHEMBL_FILE, columns).drop_nulls(["atc5", "smiles"])
+    synonyms = folder.parent / "codes" / SYNONYMS_FILE
+    structures = folder / CHEMBL_STRUCTURES_FILE
+    if synonyms.exists() and structures.exists():
+        named = read_table(synonyms, ("name", "atc")).select(
+            pl.col("atc").str.split("|").alias("atc5"), pref_name=pl.col("name").str.to_uppercase()
+        )
+        drugs = pl.read_parquet(structures).select("pref_name", "smiles").drop_nulls()
+        more = named.explode("atc5").join(drugs, on="pref_name")
+        more = more.filter(pl.col("atc5").str.len_chars() == ATC_CHARACTERS[5])
+        more = more.filter(~pl.col("atc5").is_in(table["atc5"].unique().to_list()))
+        table = pl.concat(
+            [table.select(columns), more.rename({"pref_name": "name"}).select(columns)]
+        )
+    return table.unique().sort("atc5", "smiles", "name")
 
 
 def read_molerec(folder: Path) -> dict[str, list[str]]:

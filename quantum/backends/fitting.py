@@ -62,7 +62,7 @@ class _Metric:
         self._small_factor = self._factor.astype(dtype)
 
     def orthonormalise(self, values: Array) -> None:
-        """Bring integrals (auxiliary functions, ...) to orthonormal functions per atom, in place."""
+        """Bring integrals (auxiliary functions, ...) to orthonormal ones per atom, in place."""
         flat = values.reshape(len(values), -1)
         for atom, factor in zip(self._atoms, self._atom_factors, strict=True):
             scipy.linalg.blas.dtrsm(
