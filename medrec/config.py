@@ -19,7 +19,7 @@ from pydantic import (
 
 from medrec.loading import suggest
 from quantum.base import Frozen
-from quantum.schema import LEVELS, FeatureSet, Level, PipelineSpec, Resources
+from quantum.schema import LEVELS, Level, PipelineSpec, Resources
 
 # --------------------------------------------------------------------------- records
 
@@ -267,7 +267,7 @@ class MoleRecModelConfig(Frozen):
     sab: Literal["reference", "paper"] = "reference"
     substructure_encoder: Literal["gnn", "table"] = "gnn"
     use_elf: bool = Field(False, description="add the ELF features of the drugs, with their mask")
-    feature_sets: tuple[FeatureSet, ...] | None = Field(
+    feature_sets: tuple[str, ...] | None = Field(
         None, description="which sets of the feature table `use_elf` reads; null means all"
     )
 

@@ -1,4 +1,4 @@
-"""`medrec features`: run, status, verify, add, coverage, cube."""
+"""`medrec features`: run, status, verify, add, coverage, encode."""
 
 from __future__ import annotations
 
@@ -142,3 +142,44 @@ def features_coverage(
     )
     if not len(rows):
         raise InputError("the table of drugs is empty")
+
+
+@features_app.command("encode")
+def features_encode(
+    table: Annotated[str, typer.Argument(help="Feature table name, as `features run` printed.")],
+    encoder: Annotated[
+        str, typer.Option(help="volume: our 3D CNN; slices: a 2D CNN over slices.")
+    ] = "volume",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights of the 2D CNN (timm's names), .pth or .safetensors."),
+    ] = None,
+    architecture: Annotated[str, typer.Option(help="timm's name.")] = "tf_efficientnetv2_l",
+    epochs: Annotated[int, typer.Option(min=1, help="Of the 3D CNN's pre-training.")] = 30,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Encode the ELF volumes of a table as images: a new table with one feature set more."""
+    from medrec.molecules.encode import EncodeConfig, encode_table
+
+    if encoder not in ("volume", "slices"):
+        raise InputError(f"unknown encoder '{encoder}', expected one of: volume, slices")
+    stages = open_stages(home, as_json, quiet)
+    settings = {
+        "encoder": encoder,
+        "architecture": architecture,
+        "seed": seed,
+        "volume": {"dim": 64, "epochs": epochs},
+    }
+    config = EncodeConfig.model_validate(settings)
+    with stages.terminal.progress("encode", None) as step:
+        folder = encode_table(
+            stages.feature_table(table),
+            config,
+            stages.home.features,
+            weights,
+            on_step=lambda done, total: step.at(done, total, ""),
+        )
+    stages.show_features(stages.feature_table(folder.name))

@@ -58,7 +58,11 @@ def make_tasks(
     What the atlas holds costs nothing and is not computed.
     """
     spec = config.pipeline
-    conformers = [Task(species=item, spec=spec, stages=("conformer",)) for item in species]
+    conformers = [
+        Task(species=item, spec=spec, stages=("conformer",))
+        for item in species
+        if plan(item, spec)["conformer"] not in atlas.conformers
+    ]
     others = [item for item in species if plan(item, spec)["features"] not in atlas.vectors]
     chosen = select_within_budget(
         others, spec.calculation, config.scf_budget_cpu_s, config.max_atoms

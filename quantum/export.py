@@ -19,7 +19,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,31 @@ from quantum.units import BOHR_IN_ANGSTROM
 
 
 @dataclass(frozen=True)
+class Conformer:
+    """One geometry: atomic numbers (A,), coordinates (A, 3) in Angstrom, how it was made."""
+
+    numbers: npt.NDArray[np.int16]
+    coords_angstrom: npt.NDArray[np.float32]
+    method: str
+
+
+@dataclass(frozen=True)
 class Atlas:
-    """Features that another run exported, found by the key of the request.
+    """Features and conformers that another run exported, found by the key of the request.
 
     Attributes
     ----------
     vectors, volumes : dict
         Per features key: numbers (K,), and (3, p, p, p) where the run made volumes.
+    conformers : dict
+        Per conformer key: the geometry.
     """
 
     digest: str
     vectors: dict[str, npt.NDArray[np.float32]]
     volumes: dict[str, npt.NDArray[np.float16]]
     programs: tuple[str, ...] = ()
+    conformers: dict[str, Conformer] = field(default_factory=dict)
 
     @classmethod
     def empty(cls) -> Atlas:
@@ -80,17 +92,33 @@ class Atlas:
             vectors = np.load(folder / "elf_features.npy", allow_pickle=False)
             with np.load(folder / "elf_volumes.npz", allow_pickle=False) as packed:
                 rows, volumes = packed["rows"], packed["volumes"]
+            with np.load(folder / "conformers.npz", allow_pickle=False) as packed:
+                geometry = {name: packed[name] for name in packed.files}
             keys = table["features_key"]
             return cls(
                 digest=str(manifest["digest"]),
                 vectors={keys[i]: vectors[i] for i in np.flatnonzero(table["has_elf"])},
                 volumes={keys[row]: volume for row, volume in zip(rows, volumes, strict=True)},
                 programs=tuple(manifest["program_versions"]),
+                conformers=_read_conformers(table, geometry),
             )
         except (OSError, KeyError, ValueError) as error:
             raise InputError(
                 f"atlas is incomplete or damaged: {folder} ({type(error).__name__}: {error})"
             ) from error
+
+
+def _read_conformers(table: pd.DataFrame, geometry: dict[str, Any]) -> dict[str, Conformer]:
+    offsets = geometry["offsets"]
+    found = {}
+    for i in np.flatnonzero(table["has_conformer"]):
+        part = slice(offsets[i], offsets[i + 1])
+        found[str(table["conformer_key"][i])] = Conformer(
+            geometry["atomic_numbers"][part],
+            geometry["coords_angstrom"][part],
+            str(table["conformer_method"][i]),
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -100,7 +128,7 @@ class _Row:
     species: Species
     planned: dict[Any, str]
     keys: dict[Any, str]
-    conformer: Record | None
+    conformer: Conformer | None
     vector: npt.NDArray[np.float32] | None
     volume: npt.NDArray[np.float16] | None
     source: str | None
@@ -138,10 +166,7 @@ def export_features(
         "species": [item.key for item in ordered],
         "spec": spec.model_dump(mode="json"),
         "objects": [[store.digest_of(key) for key in keys.values()] for keys in present],
-        "atlas": [
-            atlas.digest if keys["features"] in atlas.vectors and "features" not in have else None
-            for keys, have in zip(planned, present, strict=True)
-        ],
+        "atlas": atlas.digest,
     }
     key = digest(content)
     folder = parent / f"{name}-{key[:8]}"
@@ -175,12 +200,30 @@ def _gather(item: Species, spec: PipelineSpec, store: Store, atlas: Atlas) -> _R
         volume, source = atlas.volumes.get(planned["features"]), "atlas"
         program = ", ".join(atlas.programs)
     reason = None
-    missing = None if source else next((s for s in STAGES if s not in keys), None)
+    there = {*keys, "conformer"} if planned["conformer"] in atlas.conformers else set(keys)
+    missing = None if source else next((s for s in STAGES if s not in there), None)
     if missing:
         failure = store.failure(planned[missing])
         reason = f"{missing} {failure.kind}" if failure else f"{missing} not requested"
-    conformer = _read(store, keys.get("conformer"))
-    return _Row(item, planned, keys, conformer, vector, volume, source, reason, program)
+    return _Row(
+        item,
+        planned,
+        keys,
+        _conformer_of(_read(store, keys.get("conformer")))
+        or atlas.conformers.get(planned["conformer"]),
+        vector,
+        volume,
+        source,
+        reason,
+        program,
+    )
+
+
+def _conformer_of(record: Record | None) -> Conformer | None:
+    if record is None:
+        return None
+    coords = np.asarray(record.arrays["coords_bohr"] * BOHR_IN_ANGSTROM, dtype=np.float32)
+    return Conformer(record.arrays["atomic_numbers"], coords, str(record.scalars["method"]))
 
 
 def _write(folder: Path, rows: list[_Row], spec: PipelineSpec, key: str) -> None:
@@ -228,13 +271,9 @@ def _write_volumes(folder: Path, rows: list[_Row], n: int) -> None:
 
 def _write_conformers(folder: Path, rows: list[_Row]) -> None:
     found = [row.conformer for row in rows]
-    numbers = [c.arrays["atomic_numbers"] for c in found if c is not None]
-    coords = [
-        np.asarray(c.arrays["coords_bohr"] * BOHR_IN_ANGSTROM, dtype=np.float32)
-        for c in found
-        if c is not None
-    ]
-    lengths = [0 if c is None else len(c.arrays["atomic_numbers"]) for c in found]
+    numbers = [c.numbers for c in found if c is not None]
+    coords = [c.coords_angstrom for c in found if c is not None]
+    lengths = [0 if c is None else len(c.numbers) for c in found]
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -252,7 +291,8 @@ def _table_row(row: _Row) -> dict[str, Any]:
         "charge": row.species.charge,
         "n_atoms": row.species.n_atoms,
         "has_conformer": row.conformer is not None,
-        "conformer_method": None if row.conformer is None else row.conformer.scalars["method"],
+        "conformer_method": None if row.conformer is None else row.conformer.method,
+        "conformer_key": None if row.conformer is None else row.planned["conformer"],
         "has_elf": row.vector is not None,
         "source": row.source,
         "elf_key": row.keys.get("elf"),

@@ -117,11 +117,12 @@ def test_coverage_says_why_a_code_has_no_molecule(tmp_path: Path):
 SPEC = PipelineSpec(
     calculation=CalculationSpec(method="hf", basis="sto-3g", grid_level=0),
     grid=GridSpec(spacing_bohr=0.9, margin_bohr=3.0, extra_fields=("gradient",)),
-    features=FeatureSpec(volume_points=8),
+    features=FeatureSpec(volume_points=16),
 )
 
 
 def test_an_atlas_stands_in_for_the_same_request_only(tmp_path: Path):
+    from medrec.molecules.encode import EncodeConfig, encode_table
     from medrec.molecules.features import FeatureTable
     from quantum.base import InputError
 
@@ -131,6 +132,13 @@ def test_an_atlas_stands_in_for_the_same_request_only(tmp_path: Path):
         assert compute_features(Task(species=species, spec=SPEC), first).status == "done"
     atlas = Atlas.load(export_features([water, methane], SPEC, first, tmp_path, "atlas"))
     assert set(atlas.vectors) == {plan(s, SPEC)["features"] for s in (water, methane)}
+    bare = FeatureTable.load(
+        export_features([water], SPEC, Store(tmp_path / "none"), tmp_path, "bare", atlas)
+    )
+    assert bare.coverage()["with conformer"] == 1
+    numbers, coords = bare.conformer(0)
+    assert numbers.tolist() == [8, 1, 1]
+    assert 0.9 < np.linalg.norm(coords[0] - coords[1]) < 1.05
     second = Store(tmp_path / "second")
     compute_features(Task(species=methane, spec=SPEC), second)
     table = FeatureTable.load(export_features([water, methane], SPEC, second, tmp_path, "x", atlas))
@@ -140,12 +148,26 @@ def test_an_atlas_stands_in_for_the_same_request_only(tmp_path: Path):
     np.testing.assert_array_equal(table.elf, reference.elf)
     volumes, mask = table.volumes([water, methane, species_from_smiles("CC")])
     assert mask.tolist() == [True, True, False]
-    assert volumes.shape == (3, 3, 8, 8, 8)
+    assert volumes.shape == (3, 3, 16, 16, 16)
     assert not volumes[2].any()
     # other settings are another request
-    finer = SPEC.model_copy(update={"features": FeatureSpec(volume_points=8, n_bins=7)})
+    finer = SPEC.model_copy(update={"features": FeatureSpec(volume_points=16, n_bins=7)})
     other = export_features([water, methane], finer, second, tmp_path, "y", atlas)
     assert FeatureTable.load(other).coverage()["with ELF map"] == 0
+    # image encoders make one set more
+    encoding = EncodeConfig.model_validate(
+        {"volume": {"dim": 6, "widths": [8, 8, 8], "cube": 4, "epochs": 2}}
+    )
+    encoded = FeatureTable.load(encode_table(table, encoding, tmp_path))
+    assert encoded.manifest["feature_sets"]["volume_cnn"] == 6
+    assert encoded.align([water, methane], ["volume_cnn"])[0].shape == (2, 6)
+    assert np.abs(encoded.elf[:, -6:]).sum() > 0
+    np.testing.assert_array_equal(encoded.elf[:, :-6], table.elf)
+    assert encode_table(table, encoding, tmp_path) == encoded.folder
+    with pytest.raises(InputError, match="already"):
+        encode_table(encoded, encoding, tmp_path)
+    with pytest.raises(InputError, match="weights"):
+        encode_table(table, EncodeConfig(encoder="slices"), tmp_path)
     # sets are switched by name
     sets = table.manifest["feature_sets"]
     chosen, _ = table.align([water], ["bonds", "elf"])
