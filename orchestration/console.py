@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -191,7 +192,7 @@ def pairs_table(pairs: Iterable[tuple[str, Any]], title: str = "") -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in pairs:
-        table.add_row(name, _cell(value, 4))
+        table.add_row(escape(name), _cell(value, 4))
     return table
 
 
@@ -204,7 +205,7 @@ def _cell(value: Any, digits: int) -> str:
         return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value)
+    return escape(str(value))  # the brackets of a SMILES are no markup
 
 
 def _plain(value: Any) -> Any:

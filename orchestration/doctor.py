@@ -26,6 +26,14 @@ _PACKAGES = {
     "plotly": "report",
     "scikit-image": "report",
 }
+# what single settings need: package, how to get it
+_OPTIONAL = {
+    "pyscf-dispersion": "D3 and D4 dispersion: pip install 'medrec[pyscf]'",
+    "geometric": "geometry optimisation: pip install 'medrec[optimise]'",
+    "tblite": "GFN2-xTB: pip install 'medrec[optimise]'",
+    "timm": "2D image encoders of ELF slices: pip install 'medrec[vision]'",
+    "gpu4pyscf-cuda12x": "DFT on a GPU: pip install gpu4pyscf-cuda12x (or another CUDA version)",
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,12 @@ def _packages() -> list[Check]:
             if version
             else Check(name, "problem", "missing", f"pip install 'medrec[{extra}]'")
         )
+    for name, version in package_versions(*_OPTIONAL).items():
+        checks.append(
+            Check(name, "ok", version)
+            if version
+            else Check(name, "optional", "missing", _OPTIONAL[name])
+        )
     return checks
 
 
@@ -106,7 +120,7 @@ def _gpu() -> Check:
 
 def psi4_check() -> Check:
     """Find Psi4 on the PATH and ask it for its version."""
-    program = shutil.which("psi4")
+    program = os.environ.get("MEDREC_PSI4") or shutil.which("psi4")
     advice = (
         "second quantum-chemistry program, not needed for the demo: "
         "apt-get install psi4 (Debian, Ubuntu) or conda install -c conda-forge psi4"

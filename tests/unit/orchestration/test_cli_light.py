@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from orchestration import doctor
@@ -112,3 +113,15 @@ def test_check_configs_finds_the_broken_file(tmp_path: Path):
     assert "bad.yaml" in problems[0]
     with pytest.raises(InputError, match="one of the folders"):
         kind_of(Path("elsewhere/x.yaml"))
+
+
+def test_brackets_in_tables_are_no_markup(capsys: pytest.CaptureFixture[str]):
+    from orchestration.console import Terminal, frame_table, pairs_table
+
+    smiles, advice = "C[C@@H](N)C(=O)[O-]", "pip install 'medrec[vision]'"
+    Terminal().result(
+        {}, frame_table(pd.DataFrame({"smiles": [smiles]})), pairs_table([("x", advice)])
+    )
+    out = capsys.readouterr().out
+    assert smiles in out
+    assert advice in out
