@@ -25,6 +25,7 @@ from quantum.stages import box_of
 from quantum.store import Record, Store
 
 _CUBES = ("elf", "rho", "lol", "esp", "gradient", "tau")
+_UNITS = ("_hartree", "_au")
 _COLUMNS = ("atc", "name", "identifier", "smiles")
 
 
@@ -115,8 +116,14 @@ def show_drug(done: NewDrug, terminal: Terminal, cubes: Path | None) -> None:
         facts["cubes"] = [path.name for path in write_cubes(done, cubes)]
     vector = done.features.arrays["vector"].tolist()
     document = {**facts, "vector": dict(zip(done.features.scalars["names"], vector, strict=True))}
-    shown = {name: ", ".join(v) if isinstance(v, list) else v for name, v in facts.items()}
+    shown = {name: _text(name, value) for name, value in facts.items()}
     terminal.result(document, pairs_table(shown.items()))
+
+
+def _text(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:.6f}" if isinstance(value, float) and name.endswith(_UNITS) else value
 
 
 def write_cubes(done: NewDrug, folder: Path) -> list[Path]:

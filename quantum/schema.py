@@ -142,7 +142,7 @@ LEVELS: dict[str, PipelineSpec] = {
             basis="def2-svp",
             auxiliary_basis="def2-universal-jfit",
             grid_level=0,
-            convergence_hartree=1e-5,
+            convergence_hartree=3e-5,
             route="screened",
             precision="single",
         ),
