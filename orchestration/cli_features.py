@@ -183,3 +183,24 @@ def features_encode(
             on_step=lambda done, total: step.at(done, total, ""),
         )
     stages.show_features(stages.feature_table(folder.name))
+
+
+@features_app.command("merge")
+def features_merge(
+    other: Annotated[Path, typer.Argument(help="Home folder whose store is brought in.")],
+    keep_mine: Annotated[
+        bool, typer.Option("--keep-mine", help="Where numbers differ, keep this store's.")
+    ] = False,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring what another machine computed into this store; refuse if numbers differ."""
+    from medrec.runs import Home
+    from quantum.merge import merge_stores
+    from quantum.store import Store
+
+    source = Home(other).store
+    if not (source / "store.json").exists():
+        raise InputError(f"no store in {other}; expected a home folder of medrec")
+    report = merge_stores(Store(source), Store(Home(home).store), keep_mine=keep_mine)
+    Terminal(as_json=as_json).result(vars(report), pairs_table(vars(report).items()))

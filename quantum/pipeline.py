@@ -7,6 +7,7 @@ whatever `Executor` it is given.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
@@ -145,7 +146,8 @@ def _run_stage(
 def record_failure(store: StoreLike, task: Task, stage: Stage, kind: str, message: str) -> None:
     """Write a failure under the key of the stage that has no result."""
     key = task.keys[stage]
-    store.put_failure(Failure(key=key, stage=stage, kind=kind, message=message))
+    with contextlib.suppress(OSError):  # on a full disk the outcome still says what happened
+        store.put_failure(Failure(key=key, stage=stage, kind=kind, message=message))
 
 
 def _failed(task: Task, stage: Stage, kind: str, message: str, start: float) -> Outcome:

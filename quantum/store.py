@@ -14,6 +14,7 @@ first writer wins, and no lock is needed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import shutil
@@ -30,6 +31,7 @@ from pydantic import BaseModel, ConfigDict
 from quantum.base import (
     InputError,
     IntegrityError,
+    ResourceError,
     StoreError,
     canonical_json,
     now_utc,
@@ -41,6 +43,7 @@ from quantum.base import (
 
 FORMAT_VERSION = 1
 _DAY_S = 86_400.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 Array = npt.NDArray[Any]
 
 
@@ -144,7 +147,13 @@ class Store:
         return (self._folder(key) / "record.json").exists()
 
     def put(self, record: Record) -> bool:
-        """Publish an object; False if another writer was first (its object stays)."""
+        """Publish an object; False if another writer was first (its object stays).
+
+        Raises
+        ------
+        ResourceError
+            If the disk is full; nothing of the object stays.
+        """
         if self.has(record.key):
             return False
         temporary = self.root / "tmp" / uuid.uuid4().hex
@@ -166,6 +175,13 @@ class Store:
             body["digest"] = hashlib.sha256(canonical_json(body).encode()).hexdigest()
             write_json_atomic(temporary / "record.json", body)
             won = publish_folder(temporary, self._folder(record.key))
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if error.errno in _FULL:
+                raise ResourceError(
+                    f"no space left in the store {self.root} for a {record.stage} object"
+                ) from error
+            raise
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

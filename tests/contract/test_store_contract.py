@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantum.base import IntegrityError, StoreError, write_json_atomic
+from quantum.base import IntegrityError, ResourceError, StoreError, write_json_atomic
+from quantum.merge import merge_stores
 from quantum.store import Failure, MemoryStore, Record, Store
 
 
@@ -150,3 +153,62 @@ def test_a_killed_writer_leaves_nothing_visible(tmp_path: Path):
     store = Store(tmp_path)
     assert list(store.keys()) == []
     assert any((tmp_path / "tmp").iterdir())
+
+
+def test_a_full_disk_is_a_resource_error_and_leaves_nothing(tmp_path: Path, monkeypatch):
+    store = Store(tmp_path)
+    real = os.fsync
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 1:  # the first array still fits
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    one = record("b" * 64)
+    with pytest.raises(ResourceError, match="no space left"):
+        store.put(one)
+    monkeypatch.setattr(os, "fsync", real)
+    assert not store.has("b" * 64)
+    assert not any((tmp_path / "tmp").iterdir())
+    assert store.put(one)
+
+
+def test_a_molecule_on_a_full_disk_ends_as_an_outcome(tmp_path: Path, monkeypatch):
+    from quantum.molecule import species_from_smiles
+    from quantum.pipeline import Task, compute_features
+    from quantum.schema import PipelineSpec
+
+    store = Store(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    task = Task(species=species_from_smiles("O"), spec=PipelineSpec(), stages=("conformer",))
+    outcome = compute_features(task, store)
+    assert (outcome.status, outcome.kind) == ("failed", "resource")
+
+
+def test_stores_merge_unless_their_numbers_differ(tmp_path: Path):
+    mine, theirs = Store(tmp_path / "mine"), Store(tmp_path / "theirs")
+    for store, keys in ((mine, "ab"), (theirs, "bc")):
+        for letter in keys:
+            store.put(record(letter * 64))
+    report = merge_stores(theirs, mine)
+    assert (report.copied, report.present, report.conflicts) == (1, 1, 0)
+    assert sorted(key[0] for key in mine.keys()) == ["a", "b", "c"]  # noqa: SIM118
+    assert merge_stores(theirs, mine).copied == 0
+    other = record("d" * 64)
+    mine.put(other)
+    theirs.put(other.model_copy(update={"arrays": {"a": np.zeros(7)}}))
+    theirs.put(record("e" * 64))
+    with pytest.raises(IntegrityError, match=r"1 objects have other numbers.*dddddddd"):
+        merge_stores(theirs, mine)
+    assert not mine.has("e" * 64)
+    before = mine.digest_of("d" * 64)
+    assert merge_stores(theirs, mine, keep_mine=True).conflicts == 1
+    assert mine.has("e" * 64)
+    assert mine.digest_of("d" * 64) == before
