@@ -39,7 +39,7 @@ def main() -> None:
         stages.prepare(load_config(folder / f"{name}.yaml", CohortConfig)) for name in COHORTS
     ]
     config = load_config(ROOT / "configs" / "quantum" / "atlas.yaml", FeatureRunConfig)
-    table = stages.run_features(config, cohorts)
+    table = stages.run_features(config, cohorts, retry=("transient",))
     stages.show_features(table)
     target = ROOT / "data" / "atlas"
     target.mkdir(exist_ok=True)
