@@ -55,7 +55,7 @@ def page(synthetic, tmp_path_factory) -> Path:
     home.cohorts.symlink_to(synthetic[0].cohorts)
     cohort = synthetic[1]
     store = Store(home.store)
-    species = sorted(cohort_species(cohort), key=lambda s: s.n_atoms)[:6]
+    species = sorted(cohort_species([cohort]), key=lambda s: s.n_atoms)[:6]
     compute_features(Task(species=species[0], spec=SPEC), store)
     for item in species[1:]:
         compute_features(Task(species=item, spec=SPEC, stages=("conformer",)), store)
