@@ -269,9 +269,10 @@ def _elf(page: Page, home: Home, cohort: Cohort, features: FeatureTable | None) 
 def _largest_map(
     home: Home, cohort: Cohort, features: FeatureTable | None
 ) -> tuple[ElfMap, str] | None:
-    if features is None or not features.species["has_elf"].any():
+    if features is None or not features.species["elf_key"].notna().any():
         return None
-    present = features.species[features.species["has_elf"]]
+    # the atlas has features without maps; only what was computed here can be drawn
+    present = features.species[features.species["elf_key"].notna()]
     row = present.sort_values(["n_atoms", "smiles"], ascending=[False, True]).iloc[0]
     record = Store(home.store).get(str(row["elf_key"]))
     smiles = str(row["smiles"])
