@@ -83,6 +83,7 @@ def names(home: Path) -> set[str]:
     return {p.name for p in (home / "runs").iterdir()}
 
 
+@pytest.mark.timeout(900)
 def test_demo_survives_a_kill_and_is_found_the_second_time(tmp_path: Path):
     for name, content in FILES.items():
         path = tmp_path / name

@@ -113,7 +113,7 @@ def test_closing_the_iterator_cancels_what_runs(ray, tmp_path):
     generator = first_then_wait()
     import threading
 
-    timer = threading.Timer(6.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer = threading.Timer(15.0, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         next(generator)
@@ -186,6 +186,7 @@ run_pretrain(
 """
 
 
+@pytest.mark.timeout(900)
 def test_pretraining_goes_on_after_a_killed_driver(featured):
     home, cohort, features = featured
     config = pretrain_config(14)
@@ -223,6 +224,7 @@ def test_pretraining_goes_on_after_a_killed_driver(featured):
     assert set(trained.inputs) == {"cohort", "features", "pretrained"}
 
 
+@pytest.mark.timeout(900)
 def test_pretraining_goes_on_after_a_killed_worker_as_if_nothing_had_been(featured):
     home, cohort, features = featured
     quiet = run_pretrain(pretrain_config(8, "undisturbed"), cohort, features, home)
