@@ -11,6 +11,7 @@ the same folder again: finished work is not repeated, and an interrupted run goe
         metrics.jsonl   one line per epoch
         checkpoints/    last.pt, best.pt
         visits.parquet  per-visit rows of the evaluation
+        vocabulary.json codes of the model's columns, and the interactions between its drugs
         report.json     summary numbers
 """
 

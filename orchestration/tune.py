@@ -31,9 +31,10 @@ from ray.tune import Callback
 
 from medrec.config import Choice, FloatRange, IntRange, TrainConfig, TuneConfig
 from medrec.data.cohort import Cohort
+from medrec.fitting import LearningData, build_learning_data, fit, fit_context
 from medrec.molecules.features import FeatureTable
 from medrec.runs import Home, Run
-from medrec.training import LearningData, build_learning_data, fit, uses_molecules
+from medrec.training import uses_molecules
 from orchestration.cluster import check_shared, ensure_ray, require
 from quantum.base import ConfigError, ResourceError, TransientError
 
@@ -334,6 +335,7 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
         uses_molecules(config),
         getattr(config.model, "feature_sets", None),
     )
+    data = fit_context(config, data)
     torch.manual_seed(config.seed)
     model = build_model(config, data.context)
     if not isinstance(model, Recommender):

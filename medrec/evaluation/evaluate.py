@@ -32,6 +32,7 @@ def evaluate(
     predict: Callable[[VisitBatch], PredictionLike],
     batches: Iterable[VisitBatch],
     ddi: npt.NDArray[Any],
+    severity: npt.NDArray[Any] | None = None,
 ) -> pd.DataFrame:
     """Predict every visit and count.
 

@@ -17,6 +17,7 @@ from torch import nn
 from medrec.config import TrainConfig
 from medrec.data.dataset import VisitBatch, VisitDataset
 from medrec.models.losses import LossTerms, combined_loss
+from medrec.molecules.drugs import DrugMolecules
 from medrec.molecules.structure import MoleculeTables
 from quantum.base import InputError
 
@@ -33,6 +34,9 @@ class DrugContext:
         0/1, symmetric, zero diagonal.
     molecules : MoleculeTables or None
         Graphs, fragments and features of the drug classes.
+    fitted : dict of str to Tensor
+        What `Recommender.fit_context` made of the training patients; stored in checkpoints, so
+        that a loaded model needs no patient.
     """
 
     n_diagnoses: int
@@ -40,13 +44,42 @@ class DrugContext:
     n_drugs: int
     ddi: torch.Tensor
     molecules: MoleculeTables | None = None
+    fitted: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> DrugContext:
         """Copy to a device."""
         molecules = self.molecules.to(device) if self.molecules is not None else None
+        fitted = {name: tensor.to(device) for name, tensor in self.fitted.items()}
         return DrugContext(
-            self.n_diagnoses, self.n_procedures, self.n_drugs, self.ddi.to(device), molecules
+            self.n_diagnoses,
+            self.n_procedures,
+            self.n_drugs,
+            self.ddi.to(device),
+            molecules,
+            fitted,
         )
+
+
+@dataclass(frozen=True)
+class FittingData:
+    """What `Recommender.fit_context` may read.
+
+    Attributes
+    ----------
+    dataset : VisitDataset
+        All patients; only those in ``patients`` may be looked at.
+    patients : ndarray of int64
+        The training patients.
+    context : DrugContext
+        With an empty ``fitted``.
+    drugs : DrugMolecules or None
+        Molecules of the drug classes, for models that need them.
+    """
+
+    dataset: VisitDataset
+    patients: npt.NDArray[np.int64]
+    context: DrugContext
+    drugs: DrugMolecules | None = None
 
 
 @dataclass
@@ -59,6 +92,8 @@ class Prediction:
         Scores before and after the logistic function.
     selected : BoolTensor (B, V, D)
         Recommended set; metrics never threshold on their own.
+    extras : dict of str to Tensor
+        Whatever a model wants to hand to its loss or to a reader.
     """
 
     logits: torch.Tensor
@@ -67,7 +102,7 @@ class Prediction:
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def from_logits(cls, logits: torch.Tensor, threshold: float) -> Prediction:
+    def from_logits(cls, logits: torch.Tensor, threshold: float | torch.Tensor) -> Prediction:
         """Threshold the probabilities."""
         probs = torch.sigmoid(logits)
         return cls(logits, probs, probs >= threshold)
@@ -75,6 +110,8 @@ class Prediction:
 
 class Predictor(Protocol):
     """All that evaluation needs."""
+
+    thresholded: ClassVar[bool]
 
     def predict(self, batch: VisitBatch) -> Prediction:
         """Predict every visit of a batch."""
@@ -88,6 +125,8 @@ class Predictor(Protocol):
 
 class CountingModel(Protocol):
     """A predictor that is fitted in one go, without gradients."""
+
+    thresholded: ClassVar[bool]
 
     def fit(self, dataset: VisitDataset, patients: npt.NDArray[np.int64]) -> None:
         """Learn from the visits of the training patients."""
@@ -115,18 +154,51 @@ class Recommender(nn.Module):
 
     needs_molecules: ClassVar[bool] = False
     """Whether the context has to hold molecules."""
+    thresholded: ClassVar[bool] = True
+    """Whether the recommended set is ``probs >= threshold``; False for models that decode it."""
+
+    threshold: torch.Tensor
 
     def __init__(self, config: TrainConfig, context: DrugContext) -> None:
         super().__init__()
         self.config, self.context = config, context
+        self.register_buffer("threshold", torch.tensor(config.optim.threshold))
         self._encoded: Any = None
 
+    @classmethod
+    def fit_context(cls, config: TrainConfig, data: FittingData) -> dict[str, torch.Tensor]:
+        """Fit what has to exist before the model is built, from training patients only.
+
+        For example a co-prescription graph, or the fingerprints of the molecules' atoms. The
+        result reaches the constructor as ``context.fitted``.
+        """
+        return {}
+
     def encode_drugs(self) -> Any:
-        """Encode molecules; called once per optimiser step, shared by all visits."""
+        """Encode molecules; a tensor, a dataclass of tensors, or None.
+
+        Called once per ``optim.encode_every`` optimiser steps and shared by all their visits.
+        """
         return None
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Take note of the epoch, for schedules inside a model; called before its first batch."""
+
+    def decide(self, logits: torch.Tensor, **extras: torch.Tensor) -> Prediction:
+        """Threshold the probabilities of logits (B, V, D)."""
+        prediction = Prediction.from_logits(logits, self.threshold)
+        prediction.extras.update(extras)
+        return prediction
+
+    def tune(self, dataset: VisitDataset, patients: npt.NDArray[np.int64]) -> None:
+        """Fit what is chosen on validation patients after training, beside the threshold."""
+
     def forward(self, batch: VisitBatch, drugs: Any) -> Prediction:
-        """Predict every visit of a batch from its inputs and the encoded drugs."""
+        """Predict every visit of a batch from its inputs and the encoded drugs.
+
+        A model that decodes a sequence may, in training mode, leave the decoding to `loss` and
+        return empty logits with its hidden states as extras.
+        """
         raise TypeError(f"{type(self).__name__} has no forward step")
 
     def loss(self, batch: VisitBatch, prediction: Prediction) -> LossTerms:

@@ -7,7 +7,7 @@ the CPU; what they learned follows the batch to its device.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ _BATCH = 256
 
 class TopK:
     """The k most frequent drugs of the training visits, k = their mean number per visit."""
+
+    thresholded: ClassVar[bool] = False
 
     def __init__(self, config: TrainConfig, context: DrugContext) -> None:
         self.config = config
@@ -92,6 +94,8 @@ class LogisticRegression:
     Drugs that every or no training visit has get a constant probability.
     """
 
+    thresholded: ClassVar[bool] = True
+
     def __init__(self, config: TrainConfig, context: DrugContext) -> None:
         assert isinstance(config.model, LogisticRegressionModelConfig)
         self.config, self.settings = config, config.model
@@ -99,6 +103,7 @@ class LogisticRegression:
         n_inputs = context.n_diagnoses + context.n_procedures
         self.weight = torch.zeros(n_inputs, context.n_drugs)
         self.bias = torch.zeros(context.n_drugs)
+        self.threshold = torch.tensor(config.optim.threshold)
         self.n_not_converged = 0
 
     def fit(self, dataset: VisitDataset, patients: npt.NDArray[np.int64]) -> None:
@@ -124,20 +129,17 @@ class LogisticRegression:
         self, dataset: VisitDataset, patients: npt.NDArray[np.int64]
     ) -> tuple[sparse.csr_matrix, npt.NDArray[np.int64]]:
         """Multi-hot inputs (n, N) and targets (n, D) of all visits."""
-        rows = [dataset.patients[int(p)] for p in patients]
-        diagnoses = [codes for item in rows for codes in item.diagnoses]
-        procedures = [codes + self.n_diagnoses for item in rows for codes in item.procedures]
-        drugs = [codes for item in rows for codes in item.drugs]
-        merged = [np.concatenate(pair) for pair in zip(diagnoses, procedures, strict=True)]
-        n = len(merged)
-        offsets = np.concatenate([[0], np.cumsum([len(codes) for codes in merged])])
-        index = np.concatenate(merged) if n else np.zeros(0, np.int64)
+        visits = dataset.visit_numbers(patients)
+        diagnoses, d_row = dataset.diagnoses.gather(visits)
+        procedures, p_row = dataset.procedures.gather(visits)
+        columns = np.concatenate([diagnoses, procedures + self.n_diagnoses])
+        rows = np.concatenate([d_row, p_row])
         inputs = sparse.csr_matrix(
-            (np.ones(len(index)), index, offsets), shape=(n, len(self.weight))
+            (np.ones(len(columns)), (rows, columns)), shape=(len(visits), len(self.weight))
         )
-        targets = np.zeros((n, dataset.n_drugs), dtype=np.int64)
-        for row, codes in enumerate(drugs):
-            targets[row, codes] = 1
+        targets = np.zeros((len(visits), dataset.n_drugs), dtype=np.int64)
+        drugs, row = dataset.drugs.gather(visits)
+        targets[row, drugs] = 1
         return inputs, targets
 
     def predict(self, batch: VisitBatch) -> Prediction:
@@ -147,19 +149,20 @@ class LogisticRegression:
         for bag, shift in ((batch.diagnoses, 0), (batch.procedures, self.n_diagnoses)):
             self._add(logits, bag, shift)
         shaped = logits.reshape(n_patients, n_visits, -1)
-        return Prediction.from_logits(shaped, self.config.optim.threshold)
+        return Prediction.from_logits(shaped, float(self.threshold))
 
     def _add(self, logits: torch.Tensor, bag: CodeBag, shift: int) -> None:
         weight = self.weight.to(logits.device)
         logits.index_add_(0, bag.visit, weight[bag.index + shift])
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and biases."""
-        return {"weight": self.weight, "bias": self.bias}
+        """Weights, biases and threshold."""
+        return {"weight": self.weight, "bias": self.bias, "threshold": self.threshold}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore."""
         self.weight, self.bias = state["weight"], state["bias"]
+        self.threshold = state["threshold"]
 
 
 def _prediction(probs: torch.Tensor, selected: torch.Tensor) -> Prediction:

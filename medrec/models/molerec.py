@@ -95,7 +95,7 @@ class MoleRec(Recommender):
         scores = self.score(vectors).squeeze(-1)
         logits = scores.new_zeros(n_patients, n_visits, self.context.n_drugs)
         logits[batch.mask] = scores
-        return Prediction.from_logits(logits, self.config.optim.threshold)
+        return self.decide(logits)
 
     def load_pretrained(self, state: dict[str, Any]) -> None:
         """Start both 2D encoders from a pre-trained one, batch-norm buffers included."""

@@ -15,12 +15,13 @@ from medrec.evaluation.bootstrap import bootstrap_intervals, legacy_bootstrap
 from medrec.evaluation.compare import compare_runs, evaluation_table
 from medrec.evaluation.evaluate import evaluate
 from medrec.evaluation.metrics import summarise
+from medrec.fitting import build_learning_data
 from medrec.models import build_model
 from medrec.models.molerec import MoleRec
 from medrec.molecules.encoders_2d import GINEncoder
 from medrec.recommend import match_code, recommend
 from medrec.runs import Home
-from medrec.training import build_learning_data, load_predictor, run_training
+from medrec.training import load_predictor, run_training
 from quantum.base import InputError, ResourceError
 
 MOLEREC = {
