@@ -14,7 +14,10 @@ from typing import Annotated
 import typer
 
 from medrec.runs import Home
+from orchestration.cli_evaluate import compare, evaluate
 from orchestration.cli_features import features_app
+from orchestration.cli_records import records_app
+from orchestration.cli_synth import synth_app
 from orchestration.console import Terminal, frame_table, pairs_table
 from orchestration.options import (
     DEFAULT_HOME,
@@ -39,6 +42,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(features_app, name="features")
+app.add_typer(synth_app, name="synth")
+app.add_typer(records_app, name="records")
 
 _INTERRUPTED = "interrupted; finished work is kept, the same command goes on from there"
 
@@ -165,45 +170,37 @@ def train(
     pretrained: Annotated[
         str | None, typer.Option(help="Pre-training run whose encoder starts the model.")
     ] = None,
+    splits: Annotated[
+        str | None, typer.Option(help="Splits of the cohort, such as 0,1 or 0-4.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 1203,1204,1205.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Runs at a time; more than one start Ray.")
+    ] = 1,
     home: HomeOption = DEFAULT_HOME,
     overrides: SetOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train recommenders, select on validation, evaluate once on the test part."""
+    """Train recommenders, select on validation, evaluate once on the test part.
+
+    With --splits and --seeds every configuration runs on every split with every seed.
+    """
     from medrec.config import TrainConfig
     from medrec.loading import load_config
+    from orchestration.many import parse_numbers, variants
 
     stages = open_stages(home, as_json, quiet)
     loaded = [load_config(path, TrainConfig, overrides or ()) for path in configs]
+    wanted = variants(loaded, parse_numbers(splits, "--splits"), parse_numbers(seeds, "--seeds"))
     prepared, table = stages.cohort(cohort), stages.features(features)
     start = stages.run(pretrained) if pretrained else None
-    runs = [stages.train(item, prepared, table, start) for item in loaded]
+    runs = stages.train_all(wanted, prepared, table, start, workers)
     stages.show_comparison(runs, prepared)
 
 
-@app.command()
-def evaluate(
-    run: Annotated[str, typer.Argument(help="Training run.")],
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Print every metric of one run with its 95 % interval, from the stored per-visit rows."""
-    stages = open_stages(home, as_json)
-    stages.show_evaluation(stages.run(run))
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[str], typer.Argument(help="Training runs on one cohort and split.")],
-    reference: Annotated[str | None, typer.Option(help="Run that differences refer to.")] = None,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare runs: intervals, paired differences, ground-truth and chance DDI."""
-    stages = open_stages(home, as_json)
-    found = [stages.run(name) for name in runs]
-    stages.show_comparison(found, stages.cohort_of(found[0]), reference)
+app.command()(evaluate)
+app.command()(compare)
 
 
 @app.command()

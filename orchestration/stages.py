@@ -99,9 +99,21 @@ class Stages:
             "funnel": cohort.funnel.to_dict("records"),
             "coverage": cohort.coverage.to_dict("records"),
             "ddi": cohort.record["ddi"],
+            "problems": cohort.record.get("problems", []),
+            "expected_counts": cohort.record.get("expected_counts", []),
         }
+        columns = {
+            "problems": ["table", "problem", "rows", "done"],
+            "expected_counts": ["count", "expected", "found", "met"],
+        }
+        more = [
+            frame_table(pd.DataFrame(document[key], columns=names), key.replace("_", " "))
+            for key, names in columns.items()
+            if document[key]
+        ]
         self.terminal.result(
             document,
+            *more,
             frame_table(cohort.funnel, "funnel"),
             frame_table(cohort.coverage, "prescription rows mapped to ATC"),
             pairs_table(facts),
@@ -227,27 +239,39 @@ class Stages:
                 ),
             )
 
+    def train_all(
+        self,
+        configs: Sequence[TrainConfig],
+        cohort: Cohort,
+        features: FeatureTable | None,
+        pretrained: Run | None,
+        workers: int = 1,
+    ) -> list[Run]:
+        """Train many recommenders, one after the other or as Ray tasks."""
+        if workers == 1:
+            return [self.train(config, cohort, features, pretrained) for config in configs]
+        from orchestration.many import Job, train_many
+
+        places = [str(item.folder.resolve()) if item else None for item in (features, pretrained)]
+        folder, home = str(cohort.folder.resolve()), str(self.home.root.resolve())
+        jobs = [Job(config, folder, home, *places) for config in configs]
+        return train_many(jobs, workers, self.terminal)
+
     # ------------------------------------------------------------------ evidence
 
-    def show_evaluation(self, run: Run) -> None:
+    def show_evaluation(self, run: Run, figure: Path | None = None) -> None:
         """Print every metric of one run with its interval."""
-        from medrec.evaluation.compare import evaluation_table
+        from orchestration.evidence import show_evaluation
 
-        table = evaluation_table(run)
-        self.terminal.result(table.to_dict("records"), frame_table(table, run.name))
+        show_evaluation(self.terminal, run, figure)
 
     def show_comparison(
-        self, runs: list[Run], cohort: Cohort, reference: str | None = None
+        self, runs: list[Run], cohort: Cohort, reference: str | None = None, **files: Any
     ) -> None:
-        """Print the comparison table with its header and caution."""
-        from medrec.evaluation.compare import compare_runs
+        """Print the comparison table; ``files`` as in `orchestration.evidence`."""
+        from orchestration.evidence import show_comparison
 
-        comparison = compare_runs(runs, cohort, reference=reference)
-        self.terminal.result(
-            {"header": comparison.header, "rows": comparison.table.to_dict("records")},
-            pairs_table(comparison.header.items()),
-            frame_table(comparison.display(), "test part"),
-        )
+        show_comparison(self.terminal, runs, cohort, reference, **files)
 
     def recommend(self, run: Run, visits: Path, top: int) -> None:
         """Recommend for one patient read from JSON."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import polars as pl
+from numpy.typing import NDArray
 
 from medrec.config import CohortConfig
 from medrec.data import ddi
-from medrec.data.codes import CodeMaps
+from medrec.data.checks import compare_counts
+from medrec.data.codes import CodeMaps, ndc_problems
+from medrec.data.drug_maps import user_maps
 from medrec.data.molecule_table import class_molecules
-from medrec.data.schema import Events, data_root
+from medrec.data.schema import ATC_CHARACTERS, Events, data_root
 from medrec.data.splits import make_splits, splits_to_frame
 from medrec.data.visits import VisitTables, build_visits
 
+CODE_KINDS = ("diagnoses", "procedures", "drugs")
 _NOTES = (
     "Diagnosis and procedure codes are billing codes assigned after discharge: the task is to "
     "complete the drug set of a stay, not to prescribe at its beginning.",
@@ -24,8 +30,11 @@ _NOTES = (
 
 def build_tables(
     config: CohortConfig, events: Events, user_ddi: Path | None
-) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+) -> tuple[dict[str, pd.DataFrame | pl.DataFrame], dict[str, Any], NDArray[np.float32] | None]:
     """Tables of a cohort folder by file name, and what ``cohort.json`` says about them.
+
+    The third value holds the planted probabilities of synthetic records, shape (visits, drug
+    classes), in the order of the tables; None for any other source.
 
     Raises
     ------
@@ -33,39 +42,41 @@ def build_tables(
         If a filter leaves nothing, or too few patients for a split.
     """
     root = data_root()
-    maps = CodeMaps(root / "codes")
+    maps = CodeMaps(root / "codes", user_maps(config.drug_maps))
     known = class_molecules(root / "molecules", config.molecules, config.atc_level, ())
     visit_tables = build_visits(events, config, maps, set(known["atc"]))
     visits = visit_tables.visits
-    atcs = sorted({atc for drugs in visits["drugs"] for atc in drugs})
+    atcs = visits["drugs"].explode().unique().sort().to_list()
     drugs = pd.DataFrame({"atc": atcs, "name": [maps.atc_names.get(atc, "") for atc in atcs]})
     molecules = class_molecules(
         root / "molecules", config.molecules, config.atc_level, visit_tables.prescribed
     ).to_pandas()
+    molecules = molecules[molecules["atc"].isin(atcs)].reset_index(drop=True)
     interactions = ddi.class_interactions(
         config.ddi, atcs, config.atc_level, root / "ddi", user_ddi
     )
     splits = make_splits(
-        int(visits["patient"].nunique()),
+        visits["patient"].n_unique(),
         config.split_rule,
         config.split_fractions,
         config.split_seed,
         config.n_splits,
     )
     drug_codes = drugs.rename(columns={"atc": "code", "name": "title"}).assign(system="drug")
-    tables = {
+    tables: dict[str, pd.DataFrame | pl.DataFrame] = {
         "visits": visits,
         "splits": splits_to_frame(splits),
         "drugs": drugs,
-        "molecules": molecules[molecules["atc"].isin(atcs)].reset_index(drop=True),
+        "molecules": molecules,
         "ddi": interactions.to_pandas(),
         "codes": pd.concat([visit_tables.codes, drug_codes], ignore_index=True),
     }
     density = ddi.density(interactions, len(atcs), config.ddi.min_severity)
-    record = {
-        "counts": _counts(tables, len(splits)),
+    record: dict[str, Any] = {
+        "counts": _counts(visits, molecules, len(splits)),
         "funnel": visit_tables.funnel.to_dict("records"),
         "coverage": visit_tables.coverage.to_dict("records"),
+        "problems": table_problems(events, config, maps),
         "ddi": {
             "source": config.ddi.source,
             "min_severity": config.ddi.min_severity if config.ddi.source == "ansm" else None,
@@ -73,29 +84,45 @@ def build_tables(
             "n_class_pairs": len(interactions),
             "density": density,
         },
-        "notes": _notes(config, visit_tables, tables),
+        "notes": [*events.notes, *_notes(config, visit_tables, drugs, molecules)],
     }
-    return tables, record
+    record["expected_counts"] = compare_counts(config.expected_counts, record["counts"])
+    return tables, record, _probabilities(visit_tables.oracle, atcs, config)
 
 
-def _counts(tables: dict[str, pd.DataFrame], n_splits: int) -> dict[str, Any]:
-    visits = tables["visits"]
-    per_patient = visits.groupby("patient").size()
+def table_problems(
+    events: Events, config: CohortConfig, maps: CodeMaps | None = None
+) -> list[dict[str, Any]]:
+    """What was wrong with the tables: ``table``, ``problem``, ``rows``, ``done``."""
+    maps = maps or CodeMaps(data_root() / "codes", user_maps(config.drug_maps))
+    return events.problems + ndc_problems(events.prescriptions, maps, config.drug_routes)
+
+
+def _probabilities(
+    oracle: pl.DataFrame | None, classes: list[str], config: CohortConfig
+) -> NDArray[np.float32] | None:
+    """Columns of the classes left; every class was planted with one substance."""
+    if oracle is None:
+        return None
+    length = ATC_CHARACTERS[config.atc_level]
+    column = {atc5[:length]: atc5 for atc5 in oracle.columns}
+    return np.ascontiguousarray(oracle.select(column[atc] for atc in classes).to_numpy())
+
+
+def _counts(visits: pl.DataFrame, molecules: pd.DataFrame, n_splits: int) -> dict[str, Any]:
+    per_patient = visits.group_by("patient").len()["len"]
+    n = len(visits)
     means = {
-        f"mean_{kind}_per_visit": float(visits[kind].str.len().mean())
-        for kind in ("diagnoses", "procedures", "drugs")
+        f"mean_{kind}_per_visit": int(visits[kind].list.len().sum()) / n for kind in CODE_KINDS
     }
-    sizes = {
-        kind: len({code for codes in visits[kind] for code in codes})
-        for kind in ("diagnoses", "procedures", "drugs")
-    }
+    sizes = {kind: visits[kind].explode().drop_nulls().n_unique() for kind in CODE_KINDS}
     return {
         "patients": len(per_patient),
-        "visits": len(visits),
-        "mean_visits_per_patient": float(per_patient.mean()),
-        "max_visits_per_patient": int(per_patient.max()),
+        "visits": n,
+        "mean_visits_per_patient": n / len(per_patient),
+        "max_visits_per_patient": int(per_patient.to_numpy().max()),
         "patients_with_one_visit": int((per_patient == 1).sum()),
-        "molecules": int(tables["molecules"]["smiles"].nunique()),
+        "molecules": int(molecules["smiles"].nunique()),
         "splits": n_splits,
         **sizes,
         **means,
@@ -103,7 +130,7 @@ def _counts(tables: dict[str, pd.DataFrame], n_splits: int) -> dict[str, Any]:
 
 
 def _notes(
-    config: CohortConfig, visit_tables: VisitTables, tables: dict[str, pd.DataFrame]
+    config: CohortConfig, visit_tables: VisitTables, drugs: pd.DataFrame, molecules: pd.DataFrame
 ) -> list[str]:
     notes = list(_NOTES)
     if config.visit_order == "hadm_id":
@@ -125,7 +152,7 @@ def _notes(
         notes.append(
             f"{untitled} diagnosis or procedure codes have no title in the shipped tables."
         )
-    without = set(tables["drugs"]["atc"]) - set(tables["molecules"]["atc"])
+    without = set(drugs["atc"]) - set(molecules["atc"])
     if without:
         notes.append(f"{len(without)} drug classes have no molecule.")
     return notes

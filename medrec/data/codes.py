@@ -1,4 +1,4 @@
-"""Code systems: prescriptions to ATC by three routes, ICD versions, titles.
+"""Code systems: prescriptions to ATC by four routes, ICD versions, titles.
 
 Every route reports how many prescription rows it covers, alone and in the order of use. A route
 maps a code to a *set* of ATC level-5 codes; what happens to sets is the caller's choice.
@@ -8,6 +8,7 @@ gsn       Generic Sequence Number → ATC, from a table of 4,770 numbers.
 ndc       The one NDC that the same table holds per GSN; other NDCs through their RxNorm concept:
           NDC → RxCUI → ATC codes of the NDCs of that RxCUI whose ATC is known.
 name      The drug's name, freed of strengths, salts and forms, against the names of ATC level 5.
+rxcui     NDC → RxCUI → ATC by the user's own maps (`medrec.data.drug_maps`).
 ========  =======================================================================================
 """
 
@@ -15,19 +16,40 @@ from __future__ import annotations
 
 import bisect
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import polars as pl
 
+from medrec.data.drug_codes import (
+    find_ndc,
+    fitting,
+    ndc_spelling,
+    normalise_ndc,
+)
+from medrec.data.drug_maps import DrugMaps
+from medrec.data.drug_names import (
+    SALT_WORDS,
+    name_candidates,
+    normalise_name,
+    without_salt,
+)
+from medrec.data.rxnorm import RxNorm
 from medrec.data.schema import ATC_CHARACTERS
 from medrec.data.tables import read_lines, read_table
+from quantum.base import InputError
 
 AtcMap = Mapping[str, frozenset[str]]
+_TITLE_FILES = {
+    ("diagnosis", 9): "CMS32_DESC_LONG_DX.txt.gz",
+    ("procedure", 9): "CMS32_DESC_LONG_SG.txt.gz",
+    ("diagnosis", 10): "icd10cm-codes-2024.txt.gz",
+    ("procedure", 10): "icd10pcs-codes-2024.txt.gz",
+}
 CODE_FILES = (
     "atc_names.csv.gz",
     "drug_name_synonyms.csv",
@@ -40,76 +62,6 @@ CODE_FILES = (
 )
 
 _ATC5 = re.compile(r"[A-Z]\d\d[A-Z][A-Z]\d\d")
-_BRACKETS = re.compile(r"\([^)]*\)|\[[^\]]*\]|\*[^*]*\*")
-_STRENGTH = re.compile(
-    r"\b\d[\d.,/%-]*\s*(mg|mcg|g|gm|ml|l|meq|mmol|units?|unt|hr|h|mg/ml|percent)?\b|%"
-)
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_FORM_WORDS = _words(
-    """
-tablet tablets tab tabs capsule capsules cap caps inj injection iv im po oral solution soln
-susp suspension liquid syrup elixir drops drop ophth ophthalmic oph otic nasal spray patch cream
-ointment oint gel lotion topical powder pwd inhaler mdi neb nebulizer inhalation sr xr er la cr xl
-dr ec sa ds nf enteric coated extended sustained delayed release chewable rapidly disintegrating odt
-immediate film hfa pf preservative free vial syringe pca flush premix replacement desensitization
-graded challenge ivpb drip infusion concentrated pack ih sc pr ng lock for in on the of with human
-recombinant
-"""
-)
-_SALT_WORDS = _words(
-    """
-hydrochloride hcl sodium potassium calcium magnesium sulfate sulphate acetate citrate
-tartrate bitartrate phosphate besylate mesylate maleate fumarate succinate gluconate lactate bromide
-hydrobromide chloride nitrate dihydrate monohydrate furoate propionate dipropionate valerate
-decanoate disodium trihydrate tromethamine hyclate axetil mofetil medoxomil etexilate bisulfate
-dimesylate pamoate carbonate palmitate nitroprusside dinitrate mononitrate isethionate
-polystyrene
-"""
-)
-
-
-def normalise_name(name: str) -> str:
-    """Drug name as plain lower-case words: no accents, brackets, strengths or dosage forms.
-
-    >>> normalise_name("Metoprolol Tartrate 25 mg Tab (Lopressor)")
-    'metoprolol tartrate'
-    """
-    text = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").lower()
-    text = _BRACKETS.sub(" ", text)
-    text = _STRENGTH.sub(" ", text)
-    words = re.split(r"[^a-z0-9]+", text)
-    return " ".join(word for word in words if word and word not in _FORM_WORDS)
-
-
-def without_salt(name: str) -> str:
-    """Normalised name without salt words; the name itself if nothing would be left."""
-    words = [word for word in name.split() if word not in _SALT_WORDS]
-    return " ".join(words) or name
-
-
-def name_candidates(name: str) -> tuple[str, ...]:
-    """Spellings under which a drug is looked up, most literal first."""
-    plain = normalise_name(name)
-    bare = without_salt(plain)
-    candidates = [plain, bare]
-    # "Insulin" entries and mixtures aside, the substance is the first word of a long label
-    first = bare.split(" ", 1)[0]
-    if len(first) >= 6:
-        candidates.append(first)
-    return tuple(dict.fromkeys(item for item in candidates if item))
-
-
-def normalise_ndc(text: str) -> str | None:
-    """NDC as 11 digits, or None for the placeholder 0 and for anything that is no number."""
-    digits = text.strip().replace("-", "")
-    if not digits.isdigit() or int(digits) == 0 or len(digits) > 11:
-        return None
-    return digits.zfill(11)
 
 
 def normalise_gsn(text: str) -> tuple[str, ...]:
@@ -119,8 +71,12 @@ def normalise_gsn(text: str) -> tuple[str, ...]:
 
 
 def icd_label(code: str, version: int, prefix: bool) -> str:
-    """Code as it stands in a cohort: ``icd9:4019`` with the version, ``4019`` without."""
-    return f"icd{version}:{code}" if prefix else code
+    """Code as it stands in a cohort: ``icd9:4019`` with the version, ``4019`` without.
+
+    Version 0 marks the path of a treatment, which is no ICD code: ``path:renal|dialysis``.
+    """
+    system = f"icd{version}" if version else "path"
+    return f"{system}:{code}" if prefix else code
 
 
 @dataclass(frozen=True)
@@ -131,9 +87,12 @@ class CodeMaps:
     ----------
     folder : pathlib.Path
         Holds the `CODE_FILES`.
+    user : DrugMaps or RxNorm, optional
+        The user's maps, for the route ``rxcui``.
     """
 
     folder: Path
+    user: DrugMaps | RxNorm | None = None
 
     @cached_property
     def atc_names(self) -> dict[str, str]:
@@ -155,7 +114,7 @@ class CodeMaps:
                 continue
             for spelling in {normalise_name(name), without_salt(normalise_name(name))}:
                 # "sodium", "calcium": what is left of a mixture after its salt words is no name
-                if spelling and (" " in spelling or spelling not in _SALT_WORDS):
+                if spelling and (" " in spelling or spelling not in SALT_WORDS):
                     found.setdefault(spelling, set()).add(code)
         synonyms = read_table(self.folder / "drug_name_synonyms.csv", ("name", "atc"))
         for name, codes in synonyms.iter_rows():
@@ -199,35 +158,58 @@ class CodeMaps:
 
     def look_up(self, route: str, gsn: str | None, ndc: str | None, drug: str | None) -> set[str]:
         """ATC codes of one prescription by one route; empty if the route does not know it."""
+        return set(self.in_order(route, gsn, ndc, drug))
+
+    def in_order(
+        self, route: str, gsn: str | None, ndc: str | None, drug: str | None
+    ) -> tuple[str, ...]:
+        """Codes of `look_up`, in code order; by ``rxcui`` in the order of the user's file."""
+        if route == "rxcui":
+            return find_ndc(ndc or "", self.ndc_map(route)) or ()
+        found: set[str] = set()
         if route == "gsn":
-            return set().union(*(self.by_gsn.get(n, ()) for n in normalise_gsn(gsn or "")))
+            found = found.union(*(self.by_gsn.get(n, ()) for n in normalise_gsn(gsn or "")))
+        elif route == "ndc":
+            found = set(find_ndc(ndc or "", self.by_ndc) or ())
+        else:
+            spellings = (item for item in name_candidates(drug or "") if item in self.by_name)
+            found = set(self.by_name.get(next(spellings, ""), ()))
+        return tuple(sorted(found))
+
+    def ndc_map(self, route: str) -> Mapping[str, tuple[str, ...]]:
+        """NDC of 11 digits to ATC codes as a route uses it; empty for routes without NDC.
+
+        Raises
+        ------
+        InputError
+            If the route is ``rxcui`` and there are no maps of the user.
+        """
+        if route == "rxcui":
+            if self.user is None:
+                raise InputError(
+                    "drug_routes has 'rxcui' without maps; expected drug_maps.rxcui_to_atc, the "
+                    "path of a CSV with RXCUI and ATC4, or drug_maps.rxnorm"
+                )
+            return self.user.by_ndc
         if route == "ndc":
-            number = normalise_ndc(ndc or "")
-            return set(self.by_ndc.get(number, ())) if number else set()
-        for spelling in name_candidates(drug or ""):
-            if spelling in self.by_name:
-                return set(self.by_name[spelling])
-        return set()
+            return {ndc: tuple(sorted(codes)) for ndc, codes in self.by_ndc.items()}
+        return {}
 
     # ------------------------------------------------------------------ titles
 
     @cached_property
-    def _titles(self) -> dict[tuple[str, int], dict[str, str]]:
-        files = {
-            ("diagnosis", 9): "CMS32_DESC_LONG_DX.txt.gz",
-            ("procedure", 9): "CMS32_DESC_LONG_SG.txt.gz",
-            ("diagnosis", 10): "icd10cm-codes-2024.txt.gz",
-            ("procedure", 10): "icd10pcs-codes-2024.txt.gz",
-        }
-        titles: dict[tuple[str, int], dict[str, str]] = {}
-        for key, name in files.items():
-            parts = (line.split(None, 1) for line in read_lines(self.folder / name))
-            titles[key] = {part[0]: part[1].strip() for part in parts if len(part) == 2}
-        return titles
+    def _title_tables(self) -> dict[tuple[str, int], tuple[dict[str, str], list[str]]]:
+        return {}
 
-    @cached_property
-    def _sorted_codes(self) -> dict[tuple[str, int], list[str]]:
-        return {key: sorted(table) for key, table in self._titles.items()}
+    def _titles(self, system: str, version: int) -> tuple[dict[str, str], list[str]]:
+        """Code to title, and the codes sorted; a table is read when it is first asked for."""
+        tables = self._title_tables
+        if (system, version) not in tables:
+            lines = read_lines(self.folder / _TITLE_FILES[system, version])
+            parts = (line.split(None, 1) for line in lines)
+            titles = {part[0]: part[1].strip() for part in parts if len(part) == 2}
+            tables[system, version] = titles, sorted(titles)
+        return tables[system, version]
 
     def title(self, system: str, code: str, version: int) -> str:
         """Title of an ICD code; "" if the tables know neither it nor a relative.
@@ -235,10 +217,11 @@ class CodeMaps:
         A code that was subdivided since has the title of its first subdivision, a code that is
         too deep that of the longest beginning of it that has one; both are marked.
         """
-        table = self._titles[system, version]
+        if version == 0:
+            return code.rsplit("|", 1)[-1]
+        table, codes = self._titles(system, version)
         if code in table:
             return table[code]
-        codes = self._sorted_codes[system, version]
         place = bisect.bisect_left(codes, code)
         if place < len(codes) and codes[place].startswith(code):
             return f"{table[codes[place]]} [of {codes[place]}]"
@@ -249,7 +232,7 @@ class CodeMaps:
 
     def icd_codes(self, system: str, version: int) -> list[str]:
         """All codes of a system, sorted."""
-        return self._sorted_codes[system, version]
+        return self._titles(system, version)[1]
 
 
 # --------------------------------------------------------------------------- prescriptions
@@ -262,7 +245,8 @@ class MappedPrescriptions:
     Parameters
     ----------
     rows : polars.DataFrame
-        ``subject``, ``admission``, ``key``, ``n`` (prescription rows with this key).
+        ``subject``, ``admission``, ``key`` (rows with the same ATC codes have the same), ``n``
+        (prescription rows with this key).
     classes : polars.DataFrame
         ``key``, ``atc5`` (as deep as known), ``atc`` (cut to the level); only mapped keys.
     coverage : pandas.DataFrame
@@ -284,50 +268,92 @@ def map_prescriptions(
     ----------
     routes : sequence of str
         Tried in order; the first that knows the row decides.
-    policy : {"all", "first"}
-        A row with several classes counts for all of them, or for the first in code order.
+    policy : {"all", "first", "systemic_first"}
+        A row with several classes counts for all of them; for the first in code order (by
+        ``rxcui``: in the order of the user's file); or for those whose place in the body is that
+        of the row's ``route``, all if none is or the table has no routes.
     level : {3, 4, 5}
         WHO level; codes that are less deep count as unmapped.
     """
-    named = ("gsn", "ndc", "drug")
+    named = ["gsn", "ndc", "drug"]
+    if policy == "systemic_first" and "route" in prescriptions.columns:
+        named.append("route")
     # a hospital has thousands of distinct drugs and millions of rows: map the former only
-    filled = prescriptions.with_columns(pl.col(named).fill_null(""))
-    keys = filled.group_by(named).len("n").sort(named).with_row_index("key")
-    rows = (
-        filled.join(keys.select("key", *named), on=named)
-        .group_by("subject", "admission", "key")
-        .len("n")
+    coded = prescriptions.select(
+        "subject", "admission", *(pl.col(name).cast(pl.Categorical) for name in named)
     )
+    keys = coded.group_by(named).len("n").sort(pl.col(named).cast(pl.String))
     counts = dict.fromkeys((*routes, "unmapped"), 0)
     alone = dict.fromkeys(routes, 0)
-    classes: list[tuple[int, str, str]] = []
-    for key, gsn, ndc, drug, n in keys.iter_rows():
+    look_up = cache(maps.in_order)
+    key_of: dict[tuple[tuple[str, str], ...], int] = {}
+    key_column: list[int] = []
+    for *fields, n in keys.iter_rows():
+        gsn, ndc, drug, *place = fields
+        # the fields that a route reads, so that a name of many products is looked up once
+        read = {"gsn": (gsn, None, None), "name": (None, None, drug)}
         found = {
-            route: _at_level(maps.look_up(route, gsn, ndc, drug), level, policy)
+            route: _at_level(
+                look_up(route, *read.get(route, (None, ndc, None))),
+                level,
+                policy,
+                place[0] if place else None,
+            )
             for route in dict.fromkeys(routes)
         }
         for route in found:
             alone[route] += n if found[route] else 0
         decisive = next((route for route in routes if found[route]), "unmapped")
         counts[decisive] += n
-        classes += [(key, atc5, atc) for atc5, atc in found.get(decisive, ())]
+        codes = tuple(found.get(decisive, ()))
+        key_column.append(key_of.setdefault(codes, len(key_of)))
+    numbered = keys.select(named).with_columns(pl.Series("key", key_column, dtype=pl.UInt32))
+    rows = coded.join(numbered, on=named, nulls_equal=True)
     return MappedPrescriptions(
-        rows=rows,
+        rows=rows.group_by("subject", "admission", "key").agg(n=pl.len().cast(pl.Int64)),
         classes=pl.DataFrame(
-            classes,
-            schema={"key": keys.schema["key"], "atc5": pl.String, "atc": pl.String},
+            [(key, *pair) for pairs, key in key_of.items() for pair in pairs],
+            schema={"key": pl.UInt32, "atc5": pl.String, "atc": pl.String},
             orient="row",
         ),
         coverage=_coverage(counts, alone),
     )
 
 
-def _at_level(codes: Iterable[str], level: int, policy: str) -> list[tuple[str, str]]:
+def _at_level(
+    codes: Iterable[str], level: int, policy: str, place: str | None
+) -> list[tuple[str, str]]:
     length = ATC_CHARACTERS[level]
-    pairs = sorted((code, code[:length]) for code in codes if len(code) >= length)
-    if policy == "first":
-        return pairs[:1]
-    return pairs
+    deep = [code for code in codes if len(code) >= length]
+    if policy == "systemic_first" and place:
+        deep = fitting(deep, place)
+    pairs = [(code, code[:length]) for code in deep]
+    return pairs[:1] if policy == "first" else pairs
+
+
+def ndc_problems(
+    prescriptions: pl.DataFrame, maps: CodeMaps, routes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Prescription rows by unusual spelling of their NDC; none if no route uses the NDC.
+
+    Returns
+    -------
+    list of dict
+        ``table``, ``problem``, ``rows``, ``done``, as in `medrec.data.checks.Problems`.
+    """
+    route = next((item for item in routes if item in ("ndc", "rxcui")), None)
+    if route is None:
+        return []
+    known = maps.ndc_map(route)
+    counts: dict[tuple[str, str], int] = {}
+    for ndc, n in prescriptions.group_by("ndc").len().iter_rows():
+        spelling = ndc_spelling(ndc or "", known)
+        if spelling:
+            counts[spelling] = counts.get(spelling, 0) + n
+    return [
+        {"table": "prescriptions", "problem": problem, "rows": rows, "done": done}
+        for (problem, done), rows in sorted(counts.items())
+    ]
 
 
 def _coverage(counts: Mapping[str, int], alone: Mapping[str, int]) -> pd.DataFrame:

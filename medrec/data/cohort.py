@@ -10,6 +10,7 @@
         molecules.parquet  atc, smiles, source
         ddi.parquet        atc_a, atc_b, severity, n_pairs
         codes.parquet      system, code, title
+        oracle.npy         synthetic records only: planted probabilities, visits x drug classes
 
 The digest covers the configuration and the bytes of every file that is read, so a changed table or
 code map gives a new cohort, and an unchanged one is found without reading the tables again.
@@ -19,19 +20,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import polars as pl
+from numpy.typing import NDArray
 
 from medrec.config import CohortConfig
 from medrec.data import ddi
 from medrec.data.build import build_tables
 from medrec.data.codes import CODE_FILES
-from medrec.data.mimic import read_mimic, source_files
+from medrec.data.drug_maps import map_files
 from medrec.data.molecule_table import CHEMBL_FILE, CHEMBL_STRUCTURES_FILE, MOLEREC_FILE
 from medrec.data.schema import (
     Events,
@@ -42,6 +45,7 @@ from medrec.data.schema import (
     data_root,
     resolve_path,
 )
+from medrec.data.sources import read_source, source_files
 from medrec.data.splits import split_from_frame
 from medrec.data.synthetic import read_synthetic
 from medrec.runs import Home
@@ -56,9 +60,10 @@ from quantum.base import (
     write_json_atomic,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same input would give another cohort; part of the digest."""
 
+_ORACLE = "oracle.npy"
 _TABLES = ("visits", "splits", "drugs", "molecules", "ddi", "codes")
 
 
@@ -155,10 +160,22 @@ class Cohort:
     @cached_property
     def visits(self) -> pd.DataFrame:
         """``patient``, ``visit`` and the code lists ``diagnoses``, ``procedures``, ``drugs``."""
-        table = self._table("visits")
-        for column in ("diagnoses", "procedures", "drugs"):
-            table[column] = [list(codes) for codes in table[column]]
-        return table
+        return pd.DataFrame(self.visits_polars.to_dict(as_series=False))
+
+    @cached_property
+    def visits_polars(self) -> pl.DataFrame:
+        """The same table as a polars frame with list columns; fast to explode and join."""
+        return pl.read_parquet(self.folder / "visits.parquet")
+
+    @cached_property
+    def oracle(self) -> NDArray[np.float32] | None:
+        """Planted probability of each drug at each visit, given all that a model may see.
+
+        Shape (visits, drug classes), rows in the order of `visits`, columns in that of `drugs`;
+        read from the disk as used. Only synthetic records in order of time have it, else None.
+        """
+        path = self.folder / _ORACLE
+        return np.load(path, mmap_mode="r") if path.is_file() else None
 
     @cached_property
     def drugs(self) -> pd.DataFrame:
@@ -204,9 +221,10 @@ class Cohort:
         Codes are in ascending order. Limits such as ``top_diagnoses`` keep the codes of the most
         visits, ties in code order.
         """
-        visits = self.visits
+        visits = self.visits_polars
         if self.config.vocabulary_fit == "train":
-            visits = visits[visits["patient"].isin(self.split(number).train)]
+            train = pl.DataFrame({"patient": self.split(number).train})
+            visits = visits.join(train, on="patient", how="semi")
         limits = {
             "diagnoses": self.config.top_diagnoses,
             "procedures": self.config.top_procedures,
@@ -215,10 +233,11 @@ class Cohort:
         return Vocabularies(**{kind: _most_frequent(visits[kind], n) for kind, n in limits.items()})
 
 
-def _most_frequent(code_lists: pd.Series, limit: int | None) -> Vocabulary:
-    counts = Counter(code for codes in code_lists for code in codes)
-    ranked = sorted(counts, key=lambda code: (-counts[code], code))
-    return Vocabulary(tuple(sorted(ranked[:limit])))
+def _most_frequent(code_lists: pl.Series, limit: int | None) -> Vocabulary:
+    codes = code_lists.explode().drop_nulls().alias("code").to_frame()
+    counts = codes.group_by("code").len("n").sort("n", "code", descending=[True, False])
+    kept = counts["code"] if limit is None else counts["code"].head(limit)
+    return Vocabulary(tuple(kept.sort().to_list()))
 
 
 # --------------------------------------------------------------------------- preparation
@@ -254,7 +273,7 @@ def prepare_cohort(config: CohortConfig, home: Home, progress: Progress | None =
     report("reading events")
     events = _read_events(config, files)
     report("building visits")
-    tables, record = build_tables(config, events, files.get("ddi/user"))
+    tables, record, oracle = build_tables(config, events, files.get("ddi/user"))
     record |= {
         "format": FORMAT,
         "name": name,
@@ -264,7 +283,7 @@ def prepare_cohort(config: CohortConfig, home: Home, progress: Progress | None =
         "provenance": provenance("polars", "pandas", "pyarrow"),
     }
     report("writing")
-    _publish(final, tables, record)
+    _publish(final, tables, record, oracle)
     return Cohort.load(final)
 
 
@@ -276,11 +295,14 @@ def _input_files(config: CohortConfig) -> dict[str, Path]:
     names = (MOLEREC_FILE,) if config.molecules == "molerec" else chembl
     if config.source.format == "synthetic":
         names = (*names, *chembl)
+        files[f"planted/{ddi.ANSM_FILE}"] = root / "ddi" / ddi.ANSM_FILE
     else:
         by_time = config.visit_order == "admit_time"
         found = source_files(config.source, with_admissions=by_time)
         files |= {f"source/{table}": path for table, path in found.items()}
     files |= {f"molecules/{table}": root / "molecules" / table for table in names}
+    if config.drug_maps is not None:
+        files |= {f"drug_maps/{key}": path for key, path in map_files(config.drug_maps).items()}
     if config.ddi.source == "ansm":
         files[f"ddi/{ddi.ANSM_FILE}"] = root / "ddi" / ddi.ANSM_FILE
     else:
@@ -315,6 +337,7 @@ def _request_digest(config: CohortConfig, digests: dict[str, str]) -> str:
     # where a file lies does not change what is in it; its digest stands beside the settings
     settings["source"].pop("path", None)
     settings["ddi"].pop("path", None)
+    settings["drug_maps"] = None
     return digest({"format": FORMAT, "config": settings, "files": digests})
 
 
@@ -327,16 +350,27 @@ def _read_events(config: CohortConfig, files: dict[str, Path]) -> Events:
         for label, path in files.items()
         if label.startswith(prefix)
     }
-    return read_mimic(config.source, found)
+    by_route = config.ndc_policy == "systemic_first"
+    return read_source(config.source, found, with_route=by_route)
 
 
-def _publish(final: Path, tables: dict[str, pd.DataFrame], record: dict[str, Any]) -> None:
+def _publish(
+    final: Path,
+    tables: dict[str, pd.DataFrame | pl.DataFrame],
+    record: dict[str, Any],
+    oracle: NDArray[np.float32] | None,
+) -> None:
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         for name, table in tables.items():
-            table.to_parquet(temporary / f"{name}.parquet", index=False)
+            if isinstance(table, pl.DataFrame):
+                table.write_parquet(temporary / f"{name}.parquet")
+            else:
+                table.to_parquet(temporary / f"{name}.parquet", index=False)
+        if oracle is not None:
+            np.save(temporary / _ORACLE, oracle)
         write_json_atomic(temporary / "cohort.json", record)
         publish_folder(temporary, final)
     finally:

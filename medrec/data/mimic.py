@@ -1,7 +1,7 @@
 """MIMIC-III and MIMIC-IV tables to events.
 
-Only the columns that are used are read. File names may be in any case, plain or gzip; column names
-in any case. Codes stay text. Messages name files, tables, columns and counts, never a value.
+Only the columns that are used are read. Tables may be CSV, gzip CSV or parquet, file and column
+names in any case. Codes stay text. Messages name files, tables, columns and counts, never a value.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from pathlib import Path
 import polars as pl
 
 from medrec.config import Mimic3Source, Mimic4Source
+from medrec.data import checks
+from medrec.data.checks import Problems
 from medrec.data.schema import Events, resolve_path
-from medrec.data.tables import read_columns
+from medrec.data.tables import TABLE_ENDINGS, read_columns
 from quantum.base import DataError
 
 MimicSource = Mimic3Source | Mimic4Source
 _PERSON = {"subject_id": "subject", "hadm_id": "admission"}
 _DRUG_COLUMNS = {"drug_type": "drug_type", "gsn": "gsn", "ndc": "ndc", "drug": "drug"}
 _TABLES = ("prescriptions", "diagnoses_icd", "procedures_icd")
-_TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_START = {"mimic3": "startdate", "mimic4": "starttime"}
 
 
 def source_files(source: MimicSource, *, with_admissions: bool) -> dict[str, Path]:
@@ -43,12 +45,20 @@ def source_files(source: MimicSource, *, with_admissions: bool) -> dict[str, Pat
             f"{source.path}: is a file; expected the folder of the {source.format} tables"
         )
     tables = (*_TABLES, "admissions") if with_admissions else _TABLES
-    return {table: _find_table(folder, table, source) for table in tables}
-
-
-def _find_table(folder: Path, table: str, source: MimicSource) -> Path:
     places = [folder / "hosp", folder] if source.format == "mimic4" else [folder]
-    wanted = (f"{table}.csv", f"{table}.csv.gz")
+    what = "MIMIC-IV" if source.format == "mimic4" else "MIMIC-III"
+    return {table: find_table(places, table, what) for table in tables}
+
+
+def find_table(places: list[Path], table: str, what: str) -> Path:
+    """First file of a table: CSV, then gzip CSV, then parquet, name in any case.
+
+    Raises
+    ------
+    DataError
+        If no folder has one.
+    """
+    wanted = [f"{table}{ending}" for ending in TABLE_ENDINGS]
     for place in places:
         if not place.is_dir():
             continue
@@ -58,13 +68,25 @@ def _find_table(folder: Path, table: str, source: MimicSource) -> Path:
                 return by_lower[name]
     where = " or ".join(str(place) for place in places)
     raise DataError(
-        f"table {table} not found in {where}; expected {' or '.join(wanted)} (any case) of "
-        f"{'MIMIC-IV' if source.format == 'mimic4' else 'MIMIC-III'}"
+        f"table {table} not found in {where}; expected {' or '.join(wanted)} (any case) of {what}"
     )
 
 
-def read_mimic(source: MimicSource, files: dict[str, Path]) -> Events:
+def read_mimic(
+    source: MimicSource,
+    files: dict[str, Path],
+    *,
+    with_route: bool = False,
+    with_times: bool = False,
+) -> Events:
     """Read the tables found by `source_files`.
+
+    Parameters
+    ----------
+    with_route : bool
+        Read ``route`` of the prescriptions too, if the table has it.
+    with_times : bool
+        Read the times of orders and procedures too, if the tables have them.
 
     Raises
     ------
@@ -72,74 +94,87 @@ def read_mimic(source: MimicSource, files: dict[str, Path]) -> Events:
         Unreadable file, missing column, identifier or version that is not a whole number, time
         that does not parse.
     """
-    icd = (
-        {"icd9_code": "code"}
-        if source.format == "mimic3"
-        else {"icd_code": "code", "icd_version": "version"}
-    )
-    prescriptions = _read(files["prescriptions"], "prescriptions", _PERSON | _DRUG_COLUMNS)
-    diagnoses = _codes(files["diagnoses_icd"], "diagnoses_icd", icd)
-    procedures = _codes(files["procedures_icd"], "procedures_icd", icd)
-    admissions = None
+    problems = Problems()
+    tables = {"prescriptions": _prescriptions(source, files, with_route, with_times, problems)}
+    for table in ("diagnoses_icd", "procedures_icd"):
+        tables[table] = _codes(source, files[table], table, with_times, problems)
     if "admissions" in files:
-        path = files["admissions"]
-        table = _read(path, "admissions", _PERSON | {"admittime": "admit_time"})
-        admissions = _with_times(table, "admit_time", path)
-    return Events(prescriptions, diagnoses, procedures, admissions, where=source.path)
-
-
-def _read(path: Path, table: str, columns: dict[str, str]) -> pl.DataFrame:
-    frame = read_columns(path, table, columns)
-    for raw, name in _PERSON.items():
-        frame = _whole_numbers(frame, name, raw, table, path)
-    # a row of no admission (an outpatient order) belongs to no visit
-    return frame.drop_nulls(list(_PERSON.values()))
-
-
-def _codes(path: Path, table: str, icd: dict[str, str]) -> pl.DataFrame:
-    frame = _read(path, table, _PERSON | icd)
-    if "version" in frame.columns:
-        frame = _whole_numbers(frame, "version", "icd_version", table, path)
-        wrong = len(frame) - int(frame["version"].is_in([9, 10]).sum())
-        if wrong:
-            raise DataError(
-                f"{path}: table {table}, column icd_version: {wrong} of {len(frame)} rows are "
-                "neither 9 nor 10; expected the version of every code"
-            )
-    else:
-        frame = frame.with_columns(version=pl.lit(9, dtype=pl.Int64))
-    code = (
-        pl.col("code").str.strip_chars().str.replace_all(".", "", literal=True).str.to_uppercase()
+        tables["admissions"] = _admissions(files["admissions"], problems)
+    tables = checks.drop_shared_stays(tables, problems)
+    return Events(
+        tables["prescriptions"],
+        tables["diagnoses_icd"],
+        tables["procedures_icd"],
+        tables.get("admissions"),
+        where=source.path,
+        problems=problems.found,
     )
-    code = pl.when(code == "").then(None).otherwise(code)
-    return frame.select("subject", "admission", code.alias("code"), "version")
 
 
-def _whole_numbers(
-    frame: pl.DataFrame, name: str, raw: str, table: str, path: Path
+def _read(
+    path: Path,
+    table: str,
+    columns: dict[str, str],
+    problems: Problems,
+    *,
+    optional: tuple[str, ...] = (),
+    integers: tuple[str, ...] = (),
 ) -> pl.DataFrame:
-    text = frame[name].str.strip_chars()
-    # tables that went through a spreadsheet or a data frame carry 142345.0
-    numbers = text.str.replace(r"\.0$", "").cast(pl.Int64, strict=False)
-    wrong = int((numbers.is_null() & text.is_not_null()).sum())
-    if wrong:
-        raise DataError(
-            f"{path}: table {table}, column {raw}: {wrong} of {len(frame)} values are not whole "
-            "numbers; expected an integer identifier in every row"
-        )
-    return frame.with_columns(numbers.alias(name))
+    numbers = (*_PERSON, *integers)
+    frame = read_columns(path, table, _PERSON | columns, optional=optional, integers=numbers)
+    checks.check_empty(frame, table, problems)
+    return checks.drop_rows_of_nobody(frame, table, problems)
 
 
-def _with_times(frame: pl.DataFrame, name: str, path: Path) -> pl.DataFrame:
-    text = pl.col(name).str.strip_chars()
-    parsed = pl.coalesce(
-        [text.str.to_datetime(form, strict=False, time_unit="us") for form in _TIME_FORMATS]
+def _prescriptions(
+    source: MimicSource,
+    files: dict[str, Path],
+    with_route: bool,
+    with_times: bool,
+    problems: Problems,
+) -> pl.DataFrame:
+    path, start = files["prescriptions"], _START[source.format]
+    columns = dict(_DRUG_COLUMNS)
+    if with_route:
+        columns["route"] = "route"
+    if with_times:
+        columns[start] = "start_time"
+    frame = _read(path, "prescriptions", columns, problems, optional=("route", start))
+    if "start_time" in frame.columns:
+        frame = checks.read_times(frame, "start_time", start, "prescriptions", path, problems)
+    return frame
+
+
+def _codes(
+    source: MimicSource, path: Path, table: str, with_times: bool, problems: Problems
+) -> pl.DataFrame:
+    stated = source.format == "mimic4"
+    columns = {"icd_code": "code", "icd_version": "version"} if stated else {"icd9_code": "code"}
+    timed = with_times and stated and table == "procedures_icd"
+    if timed:
+        columns["chartdate"] = "time"
+    frame = _read(
+        path, table, columns, problems, optional=("chartdate",), integers=("icd_version",)
     )
-    result = frame.with_columns(parsed.alias(name))
-    wrong = int((result[name].is_null() & frame[name].is_not_null()).sum())
+    if not stated:
+        frame = frame.with_columns(version=pl.lit(9, dtype=pl.Int64))
+    wrong = len(frame) - int(frame["version"].is_in([9, 10]).sum())
     if wrong:
         raise DataError(
-            f"{path}: table admissions, column admittime: {wrong} of {len(frame)} times do not "
-            "parse; expected YYYY-MM-DD HH:MM:SS"
+            f"{path}: table {table}, column icd_version: {wrong} of {len(frame)} rows are "
+            "neither 9 nor 10; expected the version of every code"
         )
-    return result
+    frame = checks.clean_codes(frame, table, problems)
+    checks.check_icd_versions(frame, table, table.removesuffix("_icd"), problems, stated)
+    if "time" in frame.columns:
+        frame = checks.read_times(frame, "time", "chartdate", table, path, problems)
+    return frame
+
+
+def _admissions(path: Path, problems: Problems) -> pl.DataFrame:
+    columns = {"admittime": "admit_time", "dischtime": "discharge_time"}
+    frame = _read(path, "admissions", columns, problems, optional=("dischtime",))
+    for raw, name in columns.items():
+        if name in frame.columns:
+            frame = checks.read_times(frame, name, raw, "admissions", path, problems)
+    return checks.check_stays(frame, "admissions", problems)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -117,6 +118,20 @@ class Events:
         None when the visit order needs no admission times.
     where : str
         Where the tables came from, for messages.
+    problems : list of dict
+        What was wrong with the tables, and what was done: ``table``, ``problem``, ``rows``,
+        ``done``. See `medrec.data.checks.Problems`.
+    notes : tuple of str
+        What a reader of numbers made from these records has to know.
+    oracle : polars.DataFrame or None
+        Planted probabilities of synthetic records: ``subject``, ``admission`` and one Float32
+        column per ATC level-5 code.
+
+    Notes
+    -----
+    Where the source has it and it was asked for, prescriptions also have ``route`` (text) and
+    ``start_time``, procedures ``time``, admissions ``discharge_time``. A version of 0 marks a
+    procedure code that is no ICD code.
     """
 
     prescriptions: pl.DataFrame
@@ -124,6 +139,9 @@ class Events:
     procedures: pl.DataFrame
     admissions: pl.DataFrame | None
     where: str
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    oracle: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
         for table, columns in EVENT_COLUMNS.items():

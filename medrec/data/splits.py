@@ -72,13 +72,13 @@ def make_splits(
 
 def splits_to_frame(splits: list[Split]) -> pd.DataFrame:
     """One row per split and patient: ``split``, ``patient``, ``part``; sorted."""
-    rows = [
-        (number, int(patient), part)
-        for number, split in enumerate(splits)
-        for part, patients in split.parts().items()
-        for patient in patients
-    ]
-    frame = pd.DataFrame(rows, columns=["split", "patient", "part"])
+    frames = []
+    for number, split in enumerate(splits):
+        parts = split.parts()
+        patients = np.concatenate(list(parts.values()))
+        names = np.repeat(list(parts), [len(part) for part in parts.values()])
+        frames.append(pd.DataFrame({"split": number, "patient": patients, "part": names}))
+    frame = pd.concat(frames, ignore_index=True)
     return frame.sort_values(["split", "patient"], ignore_index=True)
 
 

@@ -1,167 +1,287 @@
 """Made-up records with a known structure, in the same events as a hospital's.
 
-Every patient has chronic conditions that come back at each visit, beside acute ones. A diagnosis
-calls for procedures and for drugs; a drug that was given before tends to be given again. So a model
-that reads diagnoses beats frequencies, one that also reads history beats both, and a model that has
-learned nothing is found out. Codes and drug names are real ones (ICD-9-CM, ATC substances with a
-small known molecule), so that titles, code maps, interactions and molecules work as on real data.
-Admission numbers are shuffled: visits in order of their number are *not* in order of time.
+Every patient has chronic conditions that come back at each visit, beside acute ones; codes are
+drawn from conditions, drugs as `medrec.data.planted` says, with their probabilities kept. So the
+best possible prediction is known, and each model's distance from it. Codes and drug names are real
+ones (ICD, ATC substances with a molecule), so that titles, code maps, interactions and molecules
+work as on real data. Admission numbers are shuffled: visits in order of their number are *not* in
+order of time.
+
+Letters: n visits, D drugs, K conditions, U patients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from medrec.config import SyntheticSource
-from medrec.data.codes import CodeMaps
-from medrec.data.molecule_table import read_substances
-from medrec.data.schema import EVENT_COLUMNS, Events, data_root
-from quantum.base import InputError
+from medrec.data.planted import Bool, CodeSystem, Int, Plan, build_plan
+from medrec.data.planted_drugs import Rules, build_rules, draw_drugs
+from medrec.data.schema import Events
 
 P_CHRONIC_CODED = 0.75
-P_INDICATED, P_CONTINUED, P_OTHERWISE = 0.80, 0.35, 0.02
-P_PROCEDURE = 0.6
-MAX_VISITS = 29
-_SYSTEMIC_GROUPS = "ABCHJMNR"
-_SMILES_LENGTHS = range(10, 61)
-_START = datetime(2100, 1, 1)  # noqa: DTZ001 - shifted calendar without a time zone, as in MIMIC
+P_PROCEDURE_OF_DIAGNOSIS = 0.9
+_CHRONIC_CONDITIONS, _ACUTE_CONDITIONS = 2.0, 1.3
+_SPREAD_OF_VISITS = 1.3
+_PASSES = 5
+_START = np.datetime64("2100-01-01", "s")  # shifted calendar, as in MIMIC
+_DAY = np.timedelta64(86_400, "s")
+
+
+class Codes(NamedTuple):
+    """Codes of visits, one pair per row: sorted by visit, then code, no repetition."""
+
+    visit: Int
+    code: Int
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The planted structure.
+class Hospital:
+    """A simulated hospital; visits are sorted by patient, then time.
 
     Parameters
     ----------
-    diagnoses, procedures : list of str
-        ICD-9-CM codes.
-    drugs : list of tuple of str
-        ATC level-5 code and substance name; one substance per ATC level-3 class.
-    indications : numpy.ndarray
-        Bool, shape (n_drugs, n_diagnoses): which diagnosis calls for which drug.
-    performs : numpy.ndarray
-        Int, shape (n_diagnoses,): the procedure that a diagnosis calls for.
+    rules : Rules
+        The planted structure with its calibrated numbers.
+    patient, visit : numpy.ndarray
+        Int, shape (n,): position of the patient, and of the visit in the patient's series.
+    diagnoses, procedures : Codes
+        Positions in the plan's code systems.
+    given : numpy.ndarray
+        Bool, shape (n, D).
+    probability : numpy.ndarray
+        Float32, shape (n, D): of each drug, given all that a model may see.
     """
 
-    diagnoses: list[str]
-    procedures: list[str]
-    drugs: list[tuple[str, str]]
-    indications: NDArray[np.bool_]
-    performs: NDArray[np.int64]
+    rules: Rules
+    patient: Int
+    visit: Int
+    diagnoses: Codes
+    procedures: Codes
+    given: Bool
+    probability: NDArray[np.float32]
+
+    @property
+    def plan(self) -> Plan:
+        """The planted structure."""
+        return self.rules.plan
 
 
-def _spread(items: list[str], n: int, what: str) -> list[str]:
-    """Return ``n`` items at equal distances."""
-    if n > len(items):
-        raise InputError(f"source.n_{what} is {n}; the code table has {len(items)} to choose from")
-    return [items[index * len(items) // n] for index in range(n)]
-
-
-def known_substances() -> dict[str, tuple[str, str]]:
-    """ATC level-3 class to (level-5 code, name) of its smallest molecule with an unambiguous name.
-
-    Only systemic main groups, so that the classes interact as in a hospital.
-    """
-    root = data_root()
-    maps = CodeMaps(root / "codes")
-    best: dict[str, tuple[int, str, str]] = {}
-    for atc5, smiles in read_substances(root / "molecules").select("atc5", "smiles").iter_rows():
-        name = maps.atc_names.get(atc5, "")
-        unambiguous = maps.look_up("name", None, None, name) == {atc5}
-        small = len(smiles) in _SMILES_LENGTHS and "." not in smiles
-        if atc5[0] in _SYSTEMIC_GROUPS and unambiguous and small:
-            best[atc5[:4]] = min(best.get(atc5[:4], (999, "", "")), (len(smiles), atc5, name))
-    return {atc: (code, name) for atc, (_, code, name) in sorted(best.items())}
-
-
-def build_plan(source: SyntheticSource) -> Plan:
-    """Draw who calls for what. Depends on the sizes and the seed only.
+def simulate(source: SyntheticSource) -> Hospital:
+    """Draw a hospital; the same source gives the same one.
 
     Raises
     ------
     InputError
         If more codes are asked for than the shipped tables hold.
     """
-    maps = CodeMaps(data_root() / "codes")
-    substances = known_substances()
-    rng = np.random.default_rng([source.seed, 1])
-    indications = np.zeros((source.n_drugs, source.n_diagnoses), dtype=bool)
-    for row in indications:
-        row[rng.choice(source.n_diagnoses, size=min(3, source.n_diagnoses), replace=False)] = True
-    return Plan(
-        diagnoses=_spread(maps.icd_codes("diagnosis", 9), source.n_diagnoses, "diagnoses"),
-        procedures=_spread(maps.icd_codes("procedure", 9), source.n_procedures, "procedures"),
-        drugs=[substances[atc] for atc in _spread(list(substances), source.n_drugs, "drugs")],
-        indications=indications,
-        performs=rng.integers(source.n_procedures, size=source.n_diagnoses),
+    plan = build_plan(source)
+    rng = np.random.default_rng([source.seed, 2])
+    counts = visit_counts(source, rng)
+    patient = np.repeat(np.arange(len(counts)), counts)
+    visit = np.arange(len(patient)) - np.repeat(np.cumsum(counts) - counts, counts)
+    diagnoses, procedures = _draw_codes(plan, patient, source, rng)
+    active = np.zeros((len(patient), plan.n_conditions), dtype=bool)
+    active[diagnoses.visit, plan.diagnoses.condition[diagnoses.code]] = True
+    active[procedures.visit, plan.procedures.condition[procedures.code]] = True
+    rules = build_rules(plan, source, patient, visit, active)
+    given, probability = draw_drugs(rules, patient, visit, active, rng)
+    return Hospital(rules, patient, visit, diagnoses, procedures, given, probability)
+
+
+# --------------------------------------------------------------------------- visits and codes
+
+
+def visit_counts(source: SyntheticSource, rng: np.random.Generator) -> Int:
+    """Visits of each patient, shape (U,): a long tail that ends at ``max_visits``.
+
+    With ``n_visits`` every patient has at least two and they sum to it exactly.
+    """
+    n, most = source.n_patients, source.max_visits
+    if source.n_visits is None:
+        return np.minimum(1 + rng.poisson(source.mean_visits - 1, n), most)
+    counts = np.full(n, 2)
+    if source.n_visits - 2 * n >= 4 * most:
+        counts[rng.integers(n)] = most  # one patient has the published maximum
+    eagerness = rng.lognormal(sigma=_SPREAD_OF_VISITS, size=n)
+    while (missing := source.n_visits - counts.sum()) > 0:
+        room = counts < most
+        share = np.where(room, eagerness, 0.0)
+        counts = np.minimum(counts + rng.multinomial(missing, share / share.sum()), most)
+    return counts
+
+
+def expand(starts: Int, lengths: Int) -> tuple[Int, Int]:
+    """Owner and position of every item of consecutive runs.
+
+    >>> expand(np.array([5, 9]), np.array([2, 1]))
+    (array([0, 0, 1]), array([5, 6, 9]))
+    """
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    before = np.cumsum(lengths) - lengths
+    return owner, np.arange(len(owner)) + (starts - before)[owner]
+
+
+def _pick(pool_size: Int, owner: Int, rng: np.random.Generator) -> Int:
+    """For every owner a random position in the owner's run of a flat pool."""
+    starts = np.cumsum(pool_size) - pool_size
+    return starts[owner] + (rng.random(len(owner)) * pool_size[owner]).astype(np.int64)
+
+
+def _codes_of(system: CodeSystem, conditions: Int, rng: np.random.Generator) -> Int:
+    """One code of each condition, by popularity."""
+    order = np.argsort(system.condition, kind="stable")
+    total = np.concatenate([[0.0], np.cumsum(system.weight[order])])
+    sorted_conditions = system.condition[order]
+    first = np.searchsorted(sorted_conditions, conditions)
+    last = np.searchsorted(sorted_conditions, conditions, side="right")
+    place = total[first] + rng.random(len(conditions)) * (total[last] - total[first])
+    return order[np.clip(np.searchsorted(total, place, side="right") - 1, first, last - 1)]
+
+
+def _unique(visit: Int, code: Int, n_codes: int) -> Codes:
+    pairs = np.unique(visit * n_codes + code)
+    return Codes(pairs // n_codes, pairs % n_codes)
+
+
+def _draw_codes(
+    plan: Plan, patient: Int, source: SyntheticSource, rng: np.random.Generator
+) -> tuple[Codes, Codes]:
+    n = len(patient)
+    wanted = [source.mean_diagnoses, source.mean_procedures]
+    aim = list(wanted)
+    # a code drawn twice counts once: each pass aims higher by what the one before fell short
+    for _ in range(_PASSES):
+        diagnoses = _draw_diagnoses(plan.diagnoses, patient, aim[0], rng)
+        procedures = _draw_procedures(plan, diagnoses, n, aim[1], rng)
+        aim = [
+            max(old * wish * n / len(codes.visit), 1.0)
+            for old, wish, codes in zip(aim, wanted, (diagnoses, procedures), strict=True)
+        ]
+    kept = np.flatnonzero(np.bincount(patient)[patient] > 1)
+    return (
+        _with_every_code(diagnoses, len(plan.diagnoses.codes), kept, rng),
+        _with_every_code(procedures, len(plan.procedures.codes), kept, rng),
     )
 
 
-def drug_probability(
-    plan: Plan, diagnoses: NDArray[np.int64], before: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Return the planted probability of each drug at a visit, shape (n_drugs,).
+def _with_every_code(codes: Codes, n_codes: int, kept: Int, rng: np.random.Generator) -> Codes:
+    """Give the codes that were never drawn to one visit each."""
+    missing = np.setdiff1d(np.arange(n_codes), codes.code[np.isin(codes.visit, kept)])
+    if not len(missing) or not len(kept):
+        return codes
+    visit = np.concatenate([codes.visit, rng.choice(kept, size=len(missing))])
+    return _unique(visit, np.concatenate([codes.code, missing]), n_codes)
 
-    The three causes (indicated, given at the previous visit, neither) act independently:
-    ``p = 1 - (1 - P_OTHERWISE)(1 - P_INDICATED [indicated])(1 - P_CONTINUED [before])``.
-    """
-    indicated = plan.indications[:, diagnoses].any(axis=1)
-    missed = (1 - P_OTHERWISE) * (1 - P_INDICATED * indicated) * (1 - P_CONTINUED * before)
-    return np.asarray(1 - missed, dtype=np.float64)
+
+def _draw_diagnoses(
+    system: CodeSystem, patient: Int, mean: float, rng: np.random.Generator
+) -> Codes:
+    """Half of the codes chronic, half acute."""
+    n, n_patients, n_codes = len(patient), int(patient[-1]) + 1, len(system.codes)
+    mass = np.bincount(system.condition, system.weight)
+    k, half = len(mass), mean / 2
+    chronic_size = 1 + rng.poisson(_CHRONIC_CONDITIONS - 1, n_patients)
+    pool = rng.choice(k, size=chronic_size.sum(), p=mass)
+    owner = np.repeat(
+        np.arange(n_patients), 1 + rng.poisson(max(half / P_CHRONIC_CODED - 1, 0.0), n_patients)
+    )
+    chronic = _unique(owner, _codes_of(system, pool[_pick(chronic_size, owner, rng)], rng), n_codes)
+    lengths = np.bincount(chronic.visit, minlength=n_patients)
+    starts = np.cumsum(lengths) - lengths
+    visit, place = expand(starts[patient], lengths[patient])
+    coded = rng.random(len(visit)) < P_CHRONIC_CODED
+    acute_size = 1 + rng.poisson(_ACUTE_CONDITIONS - 1, n)
+    acute_pool = rng.choice(k, size=acute_size.sum(), p=mass)
+    acute = np.repeat(np.arange(n), 1 + rng.poisson(max(half - 1, 0.0), n))
+    acute_codes = _codes_of(system, acute_pool[_pick(acute_size, acute, rng)], rng)
+    return _unique(
+        np.concatenate([visit[coded], acute]),
+        np.concatenate([chronic.code[place[coded]], acute_codes]),
+        n_codes,
+    )
+
+
+def _draw_procedures(
+    plan: Plan, diagnoses: Codes, n: int, mean: float, rng: np.random.Generator
+) -> Codes:
+    """Most procedures belong to a condition that is diagnosed, the others to any."""
+    system = plan.procedures
+    mass = np.bincount(system.condition, system.weight)
+    visit = np.repeat(np.arange(n), 1 + rng.poisson(max(mean - 1, 0.0), n))
+    picked = _pick(np.bincount(diagnoses.visit, minlength=n), visit, rng)
+    condition = plan.diagnoses.condition[diagnoses.code[picked]]
+    other = rng.random(len(visit)) >= P_PROCEDURE_OF_DIAGNOSIS
+    condition[other] = rng.choice(len(mass), size=int(other.sum()), p=mass)
+    return _unique(visit, _codes_of(system, condition, rng), len(system.codes))
+
+
+# --------------------------------------------------------------------------- events
+
+
+def admission_times(patient: Int, rng: np.random.Generator) -> NDArray[np.datetime64]:
+    """Admission times, 10 to 400 days apart within a patient; shape (n,), seconds."""
+    first = np.flatnonzero(np.diff(patient, prepend=-1))
+    days = rng.integers(10, 400, len(patient))
+    days[first] = 0
+    total = np.cumsum(days)
+    since_first = total - total[first][patient]
+    begin = rng.integers(0, 20_000, len(first))
+    minutes = rng.integers(0, 1_440, len(patient)) * np.timedelta64(60, "s")
+    return np.asarray(_START + (begin[patient] + since_first) * _DAY + minutes)
 
 
 def read_synthetic(source: SyntheticSource) -> Events:
-    """Events of a synthetic hospital; the same source gives the same events."""
-    plan = build_plan(source)
-    rng = np.random.default_rng([source.seed, 2])
-    n_visits = np.minimum(1 + rng.poisson(source.mean_visits - 1, source.n_patients), MAX_VISITS)
-    admissions = iter(rng.permutation(int(n_visits.sum())) + 200_000)
-    rows: dict[str, list[tuple[object, ...]]] = {table: [] for table in EVENT_COLUMNS}
-    for position, count in enumerate(n_visits):
-        _write_patient(10_000 + position, int(count), plan, rng, admissions, rows)
-    frames = {
-        table: pl.DataFrame(rows[table], schema=columns, orient="row")
-        for table, columns in EVENT_COLUMNS.items()
-    }
-    return Events(**frames, where="synthetic records")
+    """Events of a synthetic hospital; the same source gives the same events.
 
+    ``oracle`` holds the planted probabilities: ``subject``, ``admission`` and one column per
+    substance, named by its ATC level-5 code.
+    """
+    hospital = simulate(source)
+    plan = hospital.plan
+    rng = np.random.default_rng([source.seed, 3])
+    subject = hospital.patient + 10_000
+    admission = rng.permutation(len(subject)) + 200_000
+    times = admission_times(hospital.patient, rng)
 
-def _write_patient(
-    subject: int,
-    n_visits: int,
-    plan: Plan,
-    rng: np.random.Generator,
-    admissions: Iterator[np.int64],
-    rows: dict[str, list[tuple[object, ...]]],
-) -> None:
-    n_codes, n_drugs = len(plan.diagnoses), len(plan.drugs)
-    chronic = rng.choice(n_codes, size=min(n_codes, 1 + rng.poisson(2)), replace=False)
-    time = _START + timedelta(days=int(rng.integers(20_000)))
-    before = np.zeros(n_drugs, dtype=bool)
-    for _ in range(n_visits):
-        acute = rng.choice(n_codes, size=min(n_codes, 1 + rng.poisson(1)), replace=False)
-        kept = chronic[rng.random(chronic.size) < P_CHRONIC_CODED]
-        diagnoses = np.union1d(acute, kept)
-        performed = plan.performs[diagnoses]
-        procedures = np.unique(performed[rng.random(performed.size) < P_PROCEDURE])
-        if procedures.size == 0:
-            procedures = performed[:1]
-        given = rng.random(n_drugs) < drug_probability(plan, diagnoses, before)
-        if not given.any():
-            given[rng.integers(n_drugs)] = True
-        admission = int(next(admissions))
-        rows["admissions"].append((subject, admission, time))
-        rows["diagnoses"] += [(subject, admission, plan.diagnoses[i], 9) for i in diagnoses]
-        rows["procedures"] += [(subject, admission, plan.procedures[i], 9) for i in procedures]
-        rows["prescriptions"] += [
-            (subject, admission, "MAIN", None, None, plan.drugs[i][1])
-            for i in np.flatnonzero(given)
-        ]
-        before = given
-        time += timedelta(days=int(rng.integers(10, 400)))
+    def coded(codes: Codes, system: CodeSystem) -> pl.DataFrame:
+        names = pl.Series([item.code for item in system.codes], dtype=pl.String)
+        versions = np.array([item.version for item in system.codes])
+        return pl.DataFrame(
+            {
+                "subject": subject[codes.visit],
+                "admission": admission[codes.visit],
+                "code": names.gather(codes.code),
+                "version": versions[codes.code],
+            }
+        )
+
+    row, drug = np.nonzero(hospital.given)
+    names = pl.Series([item.name for item in plan.drugs], dtype=pl.String)
+    prescriptions = pl.DataFrame(
+        {"subject": subject[row], "admission": admission[row], "drug": names.gather(drug)}
+    ).select(
+        "subject",
+        "admission",
+        pl.lit("MAIN").alias("drug_type"),
+        pl.lit(None, pl.String).alias("gsn"),
+        pl.lit(None, pl.String).alias("ndc"),
+        "drug",
+    )
+    oracle = pl.DataFrame(hospital.probability, schema=[item.atc5 for item in plan.drugs])
+    ids = {"subject": subject, "admission": admission}
+    return Events(
+        prescriptions,
+        coded(hospital.diagnoses, plan.diagnoses),
+        coded(hospital.procedures, plan.procedures),
+        pl.DataFrame({**ids, "admit_time": times.astype("datetime64[us]")}),
+        where="synthetic records",
+        oracle=oracle.with_columns(
+            pl.Series("subject", subject), pl.Series("admission", admission)
+        ),
+    )

@@ -18,6 +18,13 @@ from quantum.base import DataError
 ADMISSION = ["subject", "admission"]
 
 
+def distinct_visits(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return ``subject`` and ``admission`` without repetition; fast where equal rows adjoin."""
+    changes = [pl.col(name).ne_missing(pl.col(name).shift()) for name in ADMISSION]
+    first = pl.int_range(pl.len()) == 0
+    return rows.select(ADMISSION).filter(pl.any_horizontal(*changes, first)).unique()
+
+
 @dataclass
 class Funnel:
     """Rows, visits and patients after every filter; refuses to go on with nothing."""
@@ -40,10 +47,13 @@ class Funnel:
         DataError
             If no admission is left; the message names the filter and what was there before it.
         """
-        visits = admissions.select(ADMISSION).unique()
+        before = self.steps[-1] if self.steps else None
+        if before and rows == before["rows"]:  # a filter only takes rows away: nothing changed
+            self.steps.append({**before, "step": step})
+            return
+        visits = distinct_visits(admissions)
         counts = {"rows": rows, "visits": len(visits), "patients": visits["subject"].n_unique()}
         if not visits.height:
-            before = self.steps[-1] if self.steps else None
             had = (
                 f"before it there were {before['rows']} rows, {before['visits']} visits, "
                 f"{before['patients']} patients"
@@ -67,19 +77,23 @@ class VisitTables:
 
     Parameters
     ----------
-    visits : pandas.DataFrame
+    visits : polars.DataFrame
         ``patient``, ``visit``, and the sorted lists ``diagnoses``, ``procedures``, ``drugs``.
     codes : pandas.DataFrame
         ``system``, ``code``, ``title`` of every diagnosis and procedure that occurs.
     prescribed : list of str
         ATC level-5 codes that occur in the prescriptions of the visits left.
+    oracle : polars.DataFrame or None
+        Planted probabilities of the visits, row by row, one column per ATC level-5 code; only of
+        synthetic records in order of time.
     """
 
-    visits: pd.DataFrame
+    visits: pl.DataFrame
     codes: pd.DataFrame
     prescribed: list[str]
     funnel: pd.DataFrame
     coverage: pd.DataFrame
+    oracle: pl.DataFrame | None = None
 
 
 def forward_fill_ndc(prescriptions: pl.DataFrame) -> pl.DataFrame:
@@ -120,14 +134,15 @@ def build_visits(
             f"{config.atc_level} code by the routes {', '.join(config.drug_routes)}; expected "
             "known codes in the columns gsn or ndc, or known names in the column drug"
         )
-    rows = mapped.rows.join(mapped.classes, on="key", how="semi")
+    rows = mapped.rows.join(mapped.classes, on="key", how="semi").sort(ADMISSION)
     funnel.add("drug has an ATC code", int(rows["n"].sum()), rows)
     rows, classes = _select_classes(rows, mapped.classes, config, with_molecule, funnel)
     diagnoses = _ranked(events.diagnoses, config.top_diagnoses, config)
     procedures = _ranked(events.procedures, config.top_procedures, config)
     rows, times = _join(rows, diagnoses, procedures, events, config, funnel)
-    visits = _group(rows, classes, diagnoses, procedures, times, config)
-    prescribed = rows.join(classes, on="key")["atc5"].unique().sort().to_list()
+    ordered = _order(rows, times)
+    visits = _group(ordered, rows, classes, diagnoses, procedures)
+    prescribed = classes.join(rows, on="key", how="semi")["atc5"].unique().sort().to_list()
     codes = pd.concat(
         [
             _titles(rows, diagnoses, "diagnosis", maps, config),
@@ -135,7 +150,8 @@ def build_visits(
         ],
         ignore_index=True,
     )
-    return VisitTables(visits, codes, prescribed, funnel.frame(), mapped.coverage)
+    oracle = _oracle(events, ordered, times)
+    return VisitTables(visits, codes, prescribed, funnel.frame(), mapped.coverage, oracle)
 
 
 def _select_prescriptions(
@@ -148,11 +164,16 @@ def _select_prescriptions(
         prescriptions = forward_fill_ndc(prescriptions)
         funnel.add("NDC not 0, forward-filled", len(prescriptions), prescriptions)
     if config.min_visits_rule == "raw_prescriptions":
-        enough = pl.col("admission").n_unique().over("subject") >= config.min_visits
-        prescriptions = prescriptions.filter(enough)
+        prescriptions = _with_enough_visits(prescriptions, config.min_visits)
         step = f"at least {config.min_visits} admissions with prescriptions"
         funnel.add(step, len(prescriptions), prescriptions)
     return prescriptions
+
+
+def _with_enough_visits(rows: pl.DataFrame, least: int) -> pl.DataFrame:
+    """Rows of the patients that have so many admissions among them."""
+    visits = distinct_visits(rows).group_by("subject").len("n")
+    return rows.join(visits.filter(pl.col("n") >= least), on="subject", how="semi")
 
 
 def _select_classes(
@@ -182,9 +203,9 @@ def _ranked(table: pl.DataFrame, top: int | None, config: CohortConfig) -> pl.Da
     With ``vocabulary_fit: train`` the same limit is applied to the training patients when a
     vocabulary is built, and nothing is dropped here.
     """
-    labels = pl.concat_str(
-        pl.lit("icd"), pl.col("version").cast(pl.String), pl.lit(":"), pl.col("code")
-    )
+    icd = pl.concat_str(pl.lit("icd"), pl.col("version").cast(pl.String))
+    system = pl.when(pl.col("version") == 0).then(pl.lit("path")).otherwise(icd)
+    labels = pl.concat_str(system, pl.lit(":"), pl.col("code"))
     label = labels if config.icd_version_prefix else pl.col("code")
     table = table.drop_nulls("code").with_columns(label.alias("label")).unique()
     if top is None or config.vocabulary_fit != "all":
@@ -207,56 +228,68 @@ def _join(
         times = events.admissions.drop_nulls("admit_time").unique(ADMISSION, keep="first")
         rows = rows.join(times, on=ADMISSION, how="semi")
         funnel.add("admission has an admission time", int(rows["n"].sum()), rows)
-    rows = rows.join(diagnoses, on=ADMISSION, how="semi")
+    rows = rows.join(distinct_visits(diagnoses), on=ADMISSION, how="semi")
     funnel.add("admission has a diagnosis", int(rows["n"].sum()), rows)
     if config.require_procedures:
-        rows = rows.join(procedures, on=ADMISSION, how="semi")
+        rows = rows.join(distinct_visits(procedures), on=ADMISSION, how="semi")
         funnel.add("admission has a procedure", int(rows["n"].sum()), rows)
     if config.min_visits_rule == "after_joins":
-        rows = rows.filter(pl.col("admission").n_unique().over("subject") >= config.min_visits)
+        rows = _with_enough_visits(rows, config.min_visits)
         funnel.add(f"at least {config.min_visits} visits left", int(rows["n"].sum()), rows)
     return rows, times
 
 
+def _order(rows: pl.DataFrame, times: pl.DataFrame | None) -> pl.DataFrame:
+    """Visits left, numbered patient by patient: by time, or by the number of the admission."""
+    visits = distinct_visits(rows)
+    order = ["subject", "admission"]
+    if times is not None:
+        visits = visits.join(times, on=ADMISSION, how="left")
+        order = ["subject", "admit_time", "admission"]
+    return visits.sort(order).select(
+        *ADMISSION,
+        patient=pl.col("subject").rank("dense").cast(pl.Int64) - 1,
+        visit=pl.int_range(pl.len(), dtype=pl.Int64).over("subject"),
+    )
+
+
 def _group(
+    ordered: pl.DataFrame,
     rows: pl.DataFrame,
     classes: pl.DataFrame,
     diagnoses: pl.DataFrame,
     procedures: pl.DataFrame,
-    times: pl.DataFrame | None,
-    config: CohortConfig,
-) -> pd.DataFrame:
+) -> pl.DataFrame:
     def sets(table: pl.DataFrame, column: str, name: str) -> pl.DataFrame:
-        return table.group_by(ADMISSION).agg(pl.col(column).unique().sort().alias(name))
+        table = table.join(ordered, on=ADMISSION, how="semi").select(*ADMISSION, column).unique()
+        return table.sort(*ADMISSION, column).group_by(ADMISSION).agg(pl.col(column).alias(name))
 
-    order = ["subject", "admission"]
-    visits = rows.select(ADMISSION).unique()
-    if times is not None:
-        visits = visits.join(times, on=ADMISSION, how="left")
-        order = ["subject", "admit_time", "admission"]
     visits = (
-        visits.join(sets(diagnoses, "label", "diagnoses"), on=ADMISSION, how="left")
+        ordered.join(sets(diagnoses, "label", "diagnoses"), on=ADMISSION, how="left")
         .join(sets(procedures, "label", "procedures"), on=ADMISSION, how="left")
         .join(sets(rows.join(classes, on="key"), "atc", "drugs"), on=ADMISSION, how="left")
         .with_columns(pl.col("procedures").fill_null([]))
-        .sort(order)
-        .with_columns(
-            patient=pl.col("subject").rank("dense").cast(pl.Int64) - 1,
-            visit=pl.int_range(pl.len(), dtype=pl.Int64).over("subject"),
-        )
+        .sort("patient", "visit")
     )
     # from here on, nothing says which person or which date a row came from
-    return pd.DataFrame(
-        visits.select("patient", "visit", "diagnoses", "procedures", "drugs").to_dict(
-            as_series=False
-        )
-    )
+    return visits.select("patient", "visit", "diagnoses", "procedures", "drugs")
+
+
+def _oracle(
+    events: Events, ordered: pl.DataFrame, times: pl.DataFrame | None
+) -> pl.DataFrame | None:
+    """Planted probabilities of the visits left; they hold for histories in order of time only."""
+    if events.oracle is None or times is None:
+        return None
+    found = ordered.join(events.oracle, on=ADMISSION, how="left").sort("patient", "visit")
+    return found.drop("patient", "visit", *ADMISSION)
 
 
 def _titles(
     rows: pl.DataFrame, table: pl.DataFrame, system: str, maps: CodeMaps, config: CohortConfig
 ) -> pd.DataFrame:
-    present = table.join(rows, on=ADMISSION, how="semi").select("code", "version").unique()
+    visits = distinct_visits(rows)
+    present = table.join(visits, on=ADMISSION, how="semi").select("code", "version").unique()
     titles: dict[str, str] = {}
     for code, version in present.sort("code", "version").iter_rows():
         label = icd_label(code, version, config.icd_version_prefix)

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from medrec.data.cohort import Cohort
-from medrec.evaluation.bootstrap import (
-    bootstrap_intervals,
-    percentile_interval,
-    require_same_visits,
-    resample,
+from medrec.evaluation.bootstrap import bootstrap_intervals, percentile_interval
+from medrec.evaluation.cells import Cells
+from medrec.evaluation.context import ddi_by_frequency, optimum_rows
+from medrec.evaluation.groups import (
+    Group,
+    find_group,
+    group_runs,
+    load_rows,
+    seed_and_split_spread,
 )
 from medrec.evaluation.metrics import summarise
+from medrec.evaluation.significance import TESTED, holm, patient_differences, wilcoxon_p
 from medrec.runs import Run
 from quantum.base import InputError
 
+__all__ = ["PRIMARY", "Comparison", "caution", "compare_runs", "evaluation_table", "load_rows"]
+
 PRIMARY = ("jaccard", "f1", "prauc", "ddi_rate", "mean_n_drugs")
+SECONDARY = (
+    "jaccard_first",
+    "jaccard_later",
+    "jaccard_visit_mean",
+    "f1_visit_mean",
+    "prauc_visit_mean",
+    "micro_f1",
+    "micro_precision",
+    "micro_recall",
+    "recall_at_n_true",
+    "ddi_rate_visit_mean",
+    "ddi_rate_severity_1",
+    "ddi_rate_severity_2",
+    "ddi_rate_severity_3",
+    "ddi_rate_severity_4",
+)
 _SHORT = {"ddi_rate": "ddi", "mean_n_drugs": "drugs"}
 _ENOUGH_PATIENTS = 500
 
@@ -32,21 +55,35 @@ class Comparison:
     Attributes
     ----------
     header : dict
-        Cohort, preset, split, counts, ground-truth and chance DDI, caution.
+        Cohort, preset, splits, counts, ground-truth and chance DDI, caution.
     table : pandas.DataFrame
-        One row per run: ``run``, ``model``, and per metric the value, ``_low``, ``_high``, and the
-        paired ``_difference`` to the reference with its interval.
+        One row per model: ``run``, ``model``, number of runs, seeds and splits, threshold, and per
+        metric the mean over runs, ``_low``, ``_high``, the paired ``_difference`` to the reference
+        with its interval, ``_sd_seeds``, ``_sd_splits``; for metrics with a value per patient
+        ``_p`` (Wilcoxon) and ``_p_holm``; with a best possible Jaccard ``jaccard_optimum`` and
+        ``jaccard_distance`` (optimum minus model) with its interval.
     reference : str
-        The run that differences refer to.
+        The ``run`` that differences refer to.
+    facts : dict
+        The header's facts as plain values, for files.
     """
 
     header: dict[str, Any]
     table: pd.DataFrame
     reference: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def titles(self) -> list[str]:
+        """Name of each row: the model, or the run where two rows have the same model."""
+        models = [str(name) for name in self.table["model"]]
+        return [
+            (model if models.count(model) == 1 else str(run)).replace("_", " ")
+            for model, run in zip(models, self.table["run"], strict=True)
+        ]
 
     def display(self) -> pd.DataFrame:
-        """Text table: value with interval, and the Jaccard difference to the reference."""
-        shown = pd.DataFrame({"model": [str(m).replace("_", " ") for m in self.table["model"]]})
+        """Text table: value with interval, difference to the reference, its corrected p-value."""
+        shown = pd.DataFrame({"model": self.titles()})
         rows = self.table.to_dict("records")
         for name in PRIMARY:
             value, interval = (1, 0) if name == "mean_n_drugs" else (3, 2)
@@ -62,24 +99,26 @@ class Comparison:
             f"{row['jaccard_difference_high']:+.2f}"
             for row in rows
         ]
+        shown["p"] = [_plain_p(row["jaccard_p_holm"]) for row in rows]
+        if (self.table["n_runs"] > 1).any():
+            shown["runs"] = self.table["n_runs"].to_list()
+            shown["± seed\n± split"] = [
+                f"{_plain_sd(row['jaccard_sd_seeds'])}\n{_plain_sd(row['jaccard_sd_splits'])}"
+                for row in rows
+            ]
+        if "jaccard_distance" in self.table:
+            shown["to best"] = [f"{row['jaccard_distance']:.3f}" for row in rows]
         return shown
 
 
-def load_rows(run: Run) -> pd.DataFrame:
-    """Per-visit rows of a finished training run.
+def _plain_p(p: float) -> str:
+    if p != p:
+        return "-"
+    return "<.001" if p < 0.001 else f"{p:.3f}"
 
-    Raises
-    ------
-    InputError
-        If the run is of another kind or not finished.
-    """
-    path = run.folder / "visits.parquet"
-    if run.kind != "train" or not run.is_finished or not path.exists():
-        raise InputError(
-            f"run {run.name} has no per-visit rows (kind {run.kind}, status "
-            f"{run.record()['status']}); expected a finished training run"
-        )
-    return pd.read_parquet(path)
+
+def _plain_sd(value: float) -> str:
+    return "-" if value != value else f"{value:.4f}"
 
 
 def caution(n_patients: int) -> str:
@@ -92,90 +131,193 @@ def caution(n_patients: int) -> str:
     return "Differences whose interval holds 0 are not established."
 
 
-def compare_runs(runs: list[Run], cohort: Cohort, reference: str | None = None) -> Comparison:
-    """Compare training runs on one cohort, split and part.
+_BEST = -1
+
+
+def compare_runs(
+    runs: list[Run], cohort: Cohort, reference: str | None = None, seed: int = 0
+) -> Comparison:
+    """Compare training runs on one cohort; runs that differ in seed or split alone are one row.
 
     Parameters
     ----------
     reference : str, optional
-        Name (or beginning) of the run that differences refer to; the first run by default.
+        Name (or beginning) of the run or model that differences refer to; the first by default.
+    seed : int
+        Of the resamples.
 
     Raises
     ------
     InputError
-        If runs are unfinished, belong to different cohorts or splits, or the reference is none.
+        If runs are unfinished, belong to different cohorts, score different visits of a split, or
+        have no split in common with the reference; or if the reference is none.
     """
-    if not runs:
-        raise InputError("no run to compare; expected at least one")
-    rows = {run.name: load_rows(run) for run in runs}
-    reports = {run.name: run.report() for run in runs}
-    for key in ("cohort", "split_digest"):
-        values = {str(reports[name].get(key)) for name in rows}
-        if len(values) > 1:
-            raise InputError(f"runs differ in {key}; expected one cohort and one split")
-    for run in runs:
-        if run.inputs.get("cohort") != cohort.digest:
-            raise InputError(
-                f"run {run.name} was made on another cohort than {cohort.folder.name}; "
-                "expected the runs' own"
-            )
-    chosen = _find_reference(list(rows), reference)
-    base = rows[chosen]
-    resampled = {name: resample(frame) for name, frame in rows.items()}
-    table = []
-    for run in runs:
-        require_same_visits(rows[run.name], base)
-        table.append(_row(run, rows, resampled, chosen, reports[run.name]))
-    first = reports[runs[0].name]
-    summary = summarise(base)
-    header = {
-        "cohort": cohort.folder.name,
-        "preset": cohort.config.preset,
-        "split": f"{first['split']} ({str(first['split_digest'])[:8]})",
-        "patients": f"{cohort.n_patients} in all, {base['patient'].nunique()} in the test part",
-        "visits": f"{len(cohort.visits)} in all, {len(base)} in the test part",
-        "DDI of ground truth": round(summary["ddi_rate_true"], 4),
-        "DDI of chance": round(float(first["ddi_rate_chance"]), 4),
-        "drugs per visit, truth": round(summary["mean_n_drugs_true"], 2),
-        "caution": caution(base["patient"].nunique()),
+    groups = group_runs(runs, cohort)
+    base = find_group(groups, reference)
+    rows: dict[tuple[int, int], Sequence[pd.DataFrame]] = {
+        (number, split): tables
+        for number, group in enumerate(groups)
+        for split, tables in group.rows.items()
     }
-    return Comparison(header, pd.DataFrame(table), chosen)
-
-
-def _find_reference(names: list[str], wanted: str | None) -> str:
-    """Run that differences refer to: a name, a name without its digest, or a unique beginning."""
-    if wanted is None:
-        return names[0]
-    exact = [name for name in names if wanted in (name, name.rsplit("-", 1)[0])]
-    matches = exact or [name for name in names if name.startswith(wanted)]
-    if len(matches) != 1:
-        found = f"fits {len(matches)} runs" if matches else "is none"
-        raise InputError(f"reference '{wanted}' {found} of: {', '.join(names)}; expected one")
-    return matches[0]
+    splits = sorted({split for _, split in rows})
+    for split in splits:
+        best = optimum_rows(cohort, split)
+        if best is not None:
+            rows[_BEST, split] = [best]
+    cells = Cells(rows, (*PRIMARY, *SECONDARY), seed)
+    table = []
+    for number, group in enumerate(groups):
+        common = [split for split in group.splits if split in groups[base].splits]
+        if not common:
+            raise InputError(
+                f"runs of {group.label} and of the reference {groups[base].label} have no split in "
+                f"common (splits {list(group.splits)} and {list(groups[base].splits)}); expected "
+                "one at least"
+            )
+        table.append(_row(number, group, base, groups[base], common, cells))
+    frame = pd.DataFrame(table)
+    for name in TESTED:
+        frame[f"{name}_p_holm"] = holm(frame[f"{name}_p"])
+    facts = _facts(cohort, groups, splits, rows, cells)
+    return Comparison(_header(facts), frame, groups[base].label, facts)
 
 
 def _row(
-    run: Run,
-    rows: dict[str, pd.DataFrame],
-    resampled: dict[str, dict[str, npt.NDArray[np.float64]]],
-    reference: str,
-    report: dict[str, Any],
+    number: int,
+    group: Group,
+    base: int,
+    reference: Group,
+    common: Sequence[int],
+    cells: Cells,
 ) -> dict[str, Any]:
-    summary, base = summarise(rows[run.name]), summarise(rows[reference])
-    ours, theirs = resampled[run.name], resampled[reference]
+    seconds = [report["seconds"] for report in group.reports if report.get("seconds") is not None]
     row: dict[str, Any] = {
-        "run": run.name,
-        "model": report["model"],
-        "n_parameters": report.get("n_parameters"),
-        "seconds": report.get("seconds"),
+        "run": group.label,
+        "model": group.model,
+        "runs": ", ".join(run.name for run in group.runs),
+        "n_runs": len(group.runs),
+        "n_seeds": len({run.config().get("seed") for run in group.runs}),
+        "n_splits": len(group.splits),
+        "splits_compared": ", ".join(map(str, common)),
+        "n_parameters": group.reports[0].get("n_parameters"),
+        "seconds": float(np.mean(seconds)) if seconds else None,
+        "threshold": _threshold(group),
     }
-    for name in PRIMARY:
-        row[name] = summary[name]
-        row[f"{name}_low"], row[f"{name}_high"] = percentile_interval(ours[name])
-        low, high = percentile_interval(ours[name] - theirs[name])
-        row[f"{name}_difference"] = summary[name] - base[name]
-        row[f"{name}_difference_low"], row[f"{name}_difference_high"] = low, high
+    shared = set(cells.names(base))
+    for name in cells.names(number):
+        row[name] = cells.mean(number, group.splits, name)
+        low, high = percentile_interval(cells.drawn(number, group.splits, name))
+        row[f"{name}_low"], row[f"{name}_high"] = low, high
+        if name in shared:
+            difference = cells.difference(number, base, common, name)
+            for suffix, value in zip(("", "_low", "_high"), difference, strict=True):
+                row[f"{name}_difference{suffix}"] = value
+        values = {s: [run[name] for run in cells.points[number, s]] for s in group.splits}
+        row[f"{name}_sd_seeds"], row[f"{name}_sd_splits"] = seed_and_split_spread(values)
+    for name in TESTED:
+        row[f"{name}_p"] = float("nan")
+        if number != base:
+            ours, theirs = ([item.rows[s] for s in common] for item in (group, reference))
+            row[f"{name}_p"] = wilcoxon_p(patient_differences(ours, theirs, name))
+    if all((_BEST, split) in cells.points for split in group.splits):
+        row["jaccard_optimum"] = cells.mean(_BEST, group.splits, "jaccard")
+        distance = cells.difference(_BEST, number, group.splits, "jaccard")
+        for suffix, value in zip(("", "_low", "_high"), distance, strict=True):
+            row[f"jaccard_distance{suffix}"] = value
     return row
+
+
+def _threshold(group: Group) -> str:
+    """Threshold of the runs, or their range; models that generate sets have none."""
+    found = sorted(
+        {
+            float(report["threshold"])
+            for report in group.reports
+            if report.get("threshold") is not None
+        }
+    )
+    if not found:
+        return "none" if "threshold" in group.reports[0] else "not recorded"
+    return f"{found[0]:.3g}" + (f" to {found[-1]:.3g}" if len(found) > 1 else "")
+
+
+# --------------------------------------------------------------------------- header
+
+
+def _facts(
+    cohort: Cohort,
+    groups: list[Group],
+    splits: list[int],
+    rows: dict[tuple[int, int], Sequence[pd.DataFrame]],
+    cells: Cells,
+) -> dict[str, Any]:
+    """What every table states, as plain values; of several splits the mean over them."""
+    reports = {int(r["split"]): r for group in groups for r in group.reports}
+    points = {s: next(p[0] for (_, split), p in cells.points.items() if split == s) for s in splits}
+    tables = {s: next(t[0] for (_, split), t in rows.items() if split == s) for s in splits}
+    facts: dict[str, Any] = {
+        "cohort": cohort.folder.name,
+        "preset": cohort.config.preset,
+        "split_digests": {s: str(reports[s]["split_digest"]) for s in splits},
+        "n_patients": cohort.n_patients,
+        "n_visits": len(cohort.visits),
+        "n_drugs": len(cohort.drugs),
+        "n_test_patients": [int(tables[s]["patient"].nunique()) for s in splits],
+        "n_test_visits": [len(tables[s]) for s in splits],
+        "ddi_rate_true": float(np.mean([points[s]["ddi_rate_true"] for s in splits])),
+        "ddi_rate_chance": float(np.mean([reports[s]["ddi_rate_chance"] for s in splits])),
+        "ddi_rate_chance_by_frequency": float(
+            np.mean([ddi_by_frequency(cohort, s) for s in splits])
+        ),
+        "mean_n_drugs_true": float(np.mean([points[s]["mean_n_drugs_true"] for s in splits])),
+        "thresholds": {group.label: _threshold(group) for group in groups},
+    }
+    if (_BEST, splits[0]) in rows:
+        low, high = percentile_interval(cells.drawn(_BEST, splits, "jaccard"))
+        facts |= {
+            "jaccard_optimum": cells.mean(_BEST, splits, "jaccard"),
+            "jaccard_optimum_low": low,
+            "jaccard_optimum_high": high,
+            "jaccard_optimum_expected": float(
+                np.mean([_expected(rows[_BEST, s][0]) for s in splits])
+            ),
+        }
+    facts["caution"] = caution(min(facts["n_test_patients"]))
+    return facts
+
+
+def _expected(rows: pd.DataFrame) -> float:
+    """Expected Jaccard of the best sets: over the visits of a patient, then over patients."""
+    return float(rows.groupby("patient")["expected_jaccard"].mean().mean())
+
+
+def _header(facts: dict[str, Any]) -> dict[str, Any]:
+    splits = [f"{number} ({key[:8]})" for number, key in facts["split_digests"].items()]
+    tested, visits = (
+        ", ".join(map(str, facts[key])) for key in ("n_test_patients", "n_test_visits")
+    )
+    part = "the test part" if len(splits) == 1 else "the test parts"
+    header = {
+        "cohort": facts["cohort"],
+        "preset": facts["preset"],
+        "split": ", ".join(splits),
+        "patients": f"{facts['n_patients']} in all, {tested} in {part}",
+        "visits": f"{facts['n_visits']} in all, {visits} in {part}",
+        "drug classes": facts["n_drugs"],
+        "DDI of ground truth": round(facts["ddi_rate_true"], 4),
+        "DDI of chance": round(facts["ddi_rate_chance"], 4),
+        "DDI of chance, drugs as frequent": round(facts["ddi_rate_chance_by_frequency"], 4),
+        "drugs per visit, truth": round(facts["mean_n_drugs_true"], 2),
+        "thresholds": ", ".join(f"{name}: {text}" for name, text in facts["thresholds"].items()),
+    }
+    if "jaccard_optimum" in facts:
+        header["best possible Jaccard"] = (
+            f"{facts['jaccard_optimum']:.4f} [{facts['jaccard_optimum_low']:.4f}, "
+            f"{facts['jaccard_optimum_high']:.4f}], expected "
+            f"{facts['jaccard_optimum_expected']:.4f}"
+        )
+    header["caution"] = facts["caution"]
+    return header
 
 
 def evaluation_table(run: Run) -> pd.DataFrame:

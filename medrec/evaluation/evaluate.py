@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from medrec.data.dataset import VisitBatch
-from medrec.evaluation.metrics import visit_rows
+from medrec.evaluation.metrics import visit_columns
 from quantum.base import InputError
 
 
@@ -40,6 +40,8 @@ def evaluate(
     ----------
     ddi : ndarray (D, D)
         Interaction matrix of the vocabulary.
+    severity : ndarray (D, D) of int, optional
+        Highest severity of each pair, 0 to 4.
 
     Returns
     -------
@@ -50,6 +52,8 @@ def evaluate(
     ------
     InputError
         If there is no batch.
+    DataError
+        If a score is not a finite number.
     """
     tables = []
     for batch in batches:
@@ -59,7 +63,7 @@ def evaluate(
         patient = np.broadcast_to(batch.patient.cpu().numpy()[:, None], mask.shape)
         visit = np.broadcast_to(np.arange(n_visits), (n_patients, n_visits))
         tables.append(
-            visit_rows(
+            visit_columns(
                 batch.target.cpu().numpy()[mask] > 0.5,
                 prediction.selected.cpu().numpy()[mask],
                 prediction.probs.detach().cpu().numpy().astype(np.float64)[mask],
@@ -67,9 +71,12 @@ def evaluate(
                 patient[mask],
                 visit[mask],
                 batch.n_unseen.cpu().numpy()[mask],
+                severity,
             )
         )
     if not tables:
         raise InputError("no visit to evaluate: the part of the split holds no patient")
-    rows = pd.concat(tables, ignore_index=True)
+    rows = pd.DataFrame(
+        {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    )
     return rows.sort_values(["patient", "visit"], ignore_index=True)

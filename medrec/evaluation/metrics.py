@@ -15,7 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from quantum.base import DataError
+
 N_BINS = 10
+SEVERITIES = (1, 2, 3, 4)
+"""Grades of an interaction; see `medrec.data.ddi.SEVERITY_NAMES`."""
+
 Rows = pd.DataFrame
 Bool = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float64]
@@ -35,18 +40,24 @@ def average_precision(target: Bool, scores: Float) -> Float:
         0 for a row without a positive.
     """
     order = np.argsort(-scores, axis=1, kind="stable")
-    ranked = np.take_along_axis(target, order, axis=1).astype(float)
-    sorted_scores = np.take_along_axis(scores, order, axis=1)
-    n, d = target.shape
-    precision = ranked.cumsum(axis=1) / np.arange(1, d + 1)
+    ranked = np.take_along_axis(target, order, axis=1)
+    return _average_precision_ranked(ranked, np.take_along_axis(scores, order, axis=1))
+
+
+def _average_precision_ranked(ranked: Bool, scores: Float) -> Float:
+    """Average precision of targets whose scores descend along each row."""
+    n, d = ranked.shape
+    if d == 0:
+        return np.zeros(n)
+    hits = ranked.cumsum(axis=1)
+    precision = hits / np.arange(1, d + 1)
     # ties share the precision at the end of their group
     is_end = np.ones((n, d), dtype=bool)
-    is_end[:, :-1] = sorted_scores[:, :-1] != sorted_scores[:, 1:]
+    np.not_equal(scores[:, :-1], scores[:, 1:], out=is_end[:, :-1])
     ends = np.where(is_end, np.arange(d), d - 1)
     ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
     at_end = np.take_along_axis(precision, ends, axis=1)
-    positives = ranked.sum(axis=1)
-    return (ranked * at_end).sum(axis=1) / np.maximum(positives, 1.0)
+    return np.asarray((ranked * at_end).sum(axis=1) / np.maximum(hits[:, -1], 1))
 
 
 def count_pairs(selected: Bool, ddi: npt.NDArray[Any]) -> tuple[Float, Float]:
@@ -58,9 +69,9 @@ def count_pairs(selected: Bool, ddi: npt.NDArray[Any]) -> tuple[Float, Float]:
     ddi : ndarray (D, D)
         0/1, symmetric, zero diagonal.
     """
-    chosen = selected.astype(float)
-    interacting = ((chosen @ ddi.astype(float)) * chosen).sum(axis=1) / 2.0
-    size = chosen.sum(axis=1)
+    chosen = selected.astype(np.float32)  # counts up to 2**24 are exact
+    interacting = ((chosen @ ddi.astype(np.float32)) * chosen).sum(axis=1, dtype=float) / 2.0
+    size = selected.sum(axis=1).astype(float)
     return interacting, size * (size - 1.0) / 2.0
 
 
@@ -72,6 +83,7 @@ def visit_rows(
     patient: npt.NDArray[np.int64],
     visit: npt.NDArray[np.int64],
     n_unseen: npt.NDArray[np.int64],
+    severity: npt.NDArray[Any] | None = None,
 ) -> Rows:
     """One row of counts per visit.
 
@@ -80,46 +92,112 @@ def visit_rows(
     target, selected : ndarray (n, D) of bool
         True and recommended drugs within the vocabulary.
     probs : ndarray (n, D)
-        Scores, larger is more likely.
+        Scores, larger is more likely. Calibration reads them as probabilities: scores outside
+        0 to 1 count in the first or last bin.
     ddi : ndarray (D, D)
-        Interaction matrix.
+        Interaction matrix of 0 and 1, symmetric, zero diagonal.
     patient, visit : ndarray (n,)
         Position of the patient; number of the visit from 0.
     n_unseen : ndarray (n,)
         True drugs outside the vocabulary. They are part of the truth and never retrieved.
+    severity : ndarray (D, D) of int, optional
+        Highest severity of each pair, 0 to 4, 0 for none. Without a grade above 0 nothing is
+        counted by severity.
 
     Returns
     -------
     pandas.DataFrame
         ``patient, visit, n_true, n_selected, n_hit, n_hit_at_true, ap, ddi_pairs, pairs,
-        ddi_pairs_true, pairs_true`` and calibration counts ``cal_n_0``, ``cal_p_0``, ``cal_y_0``...
+        ddi_pairs_true, pairs_true``; with severities ``severity_1``, ``severity_true_1``, ...
+        (pairs of that grade in the recommended and in the true set); and calibration counts
+        ``cal_n_0``, ``cal_p_0``, ``cal_y_0``, ... (entries, sum of scores, true ones per bin).
+
+    Raises
+    ------
+    DataError
+        If a score is not a finite number.
     """
+    return pd.DataFrame(
+        visit_columns(target, selected, probs, ddi, patient, visit, n_unseen, severity)
+    )
+
+
+def visit_columns(
+    target: Bool,
+    selected: Bool,
+    probs: Float,
+    ddi: npt.NDArray[Any],
+    patient: npt.NDArray[np.int64],
+    visit: npt.NDArray[np.int64],
+    n_unseen: npt.NDArray[np.int64],
+    severity: npt.NDArray[Any] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Columns of `visit_rows`, without the table."""
+    bad = int((~np.isfinite(probs)).sum())
+    if bad:
+        raise DataError(
+            f"{bad} of {probs.size} predicted scores are no finite numbers; expected numbers, "
+            "0 to 1: the model has diverged"
+        )
+    n, d = target.shape
     known = target.sum(axis=1)
     n_true = known + n_unseen
-    share = known / np.maximum(n_true, 1)
-    rank = np.argsort(np.argsort(-probs, axis=1, kind="stable"), axis=1)
+    order = np.argsort(-probs, axis=1, kind="stable")
+    ranked = np.take_along_axis(target, order, axis=1)
+    best = _average_precision_ranked(ranked, np.take_along_axis(probs, order, axis=1))
+    reached = np.concatenate([np.zeros((n, 1), np.int64), ranked.cumsum(axis=1)], axis=1)
+    at_true = np.take_along_axis(reached, np.minimum(n_true, d)[:, None], axis=1)[:, 0]
     ddi_pairs, pairs = count_pairs(selected, ddi)
     ddi_true, pairs_true = count_pairs(target, ddi)
-    columns: dict[str, npt.NDArray[Any]] = {
+    return {
         "patient": patient,
         "visit": visit,
         "n_true": n_true,
         "n_selected": selected.sum(axis=1),
         "n_hit": (target & selected).sum(axis=1),
-        "n_hit_at_true": (target & (rank < n_true[:, None])).sum(axis=1),
-        "ap": average_precision(target, probs) * share,
+        "n_hit_at_true": at_true,
+        "ap": best * known / np.maximum(n_true, 1),
         "ddi_pairs": ddi_pairs,
         "pairs": pairs,
         "ddi_pairs_true": ddi_true,
         "pairs_true": pairs_true,
+        **_severity_columns(target, selected, severity),
+        **_calibration_columns(target, probs),
     }
-    bins = np.clip((probs * N_BINS).astype(int), 0, N_BINS - 1)
+
+
+def _severity_columns(
+    target: Bool, selected: Bool, severity: npt.NDArray[Any] | None
+) -> dict[str, npt.NDArray[Any]]:
+    columns: dict[str, npt.NDArray[Any]] = {}
+    if severity is None or not severity.any():
+        return columns
+    for grade in SEVERITIES:
+        columns[f"severity_{grade}"] = count_pairs(selected, severity == grade)[0]
+        columns[f"severity_true_{grade}"] = count_pairs(target, severity == grade)[0]
+    return columns
+
+
+def _calibration_columns(target: Bool, probs: Float) -> dict[str, npt.NDArray[Any]]:
+    n = len(probs)
+    place = np.clip((probs * N_BINS).astype(int), 0, N_BINS - 1)
+    place = (place + N_BINS * np.arange(n)[:, None]).ravel()
+
+    def count(weights: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        return np.bincount(place, weights, n * N_BINS).reshape(n, N_BINS)
+
+    counts = count(None)
+    sums = {"p": count(probs.ravel()), "y": count(target.ravel().astype(float)).astype(np.int64)}
+    columns: dict[str, npt.NDArray[Any]] = {}
     for b in range(N_BINS):
-        inside = bins == b
-        columns[f"cal_n_{b}"] = inside.sum(axis=1)
-        columns[f"cal_p_{b}"] = (probs * inside).sum(axis=1)
-        columns[f"cal_y_{b}"] = (target & inside).sum(axis=1)
-    return pd.DataFrame(columns)
+        columns[f"cal_n_{b}"] = counts[:, b]
+        columns |= {f"cal_{part}_{b}": values[:, b] for part, values in sums.items()}
+    return columns
+
+
+def has_severity(rows: Rows) -> bool:
+    """Whether interactions were counted by severity."""
+    return f"severity_{SEVERITIES[0]}" in rows
 
 
 def _per_visit(rows: Rows) -> dict[str, Float]:
@@ -170,15 +248,23 @@ def ratios(rows: Rows) -> dict[str, tuple[Float, Float]]:
     found["recall_at_n_true"] = found.pop("recall_at_n_true_visit_mean")
     found["ddi_rate"] = (total(rows["ddi_pairs"]), total(rows["pairs"]))
     found["ddi_rate_true"] = (total(rows["ddi_pairs_true"]), total(rows["pairs_true"]))
-    rated = rows["pairs"].to_numpy(float)
-    rate = np.where(rated > 0, rows["ddi_pairs"] / np.maximum(rated, 1.0), 0.0)
-    found["ddi_rate_visit_mean"] = (total(rate), total(rated > 0))
+    pairs = rows["pairs"].to_numpy(float)
+    rate = np.where(pairs > 0, rows["ddi_pairs"] / np.maximum(pairs, 1.0), 0.0)
+    found["ddi_rate_visit_mean"] = (total(rate), total(pairs > 0))
     found["mean_n_drugs"] = (total(rows["n_selected"]), visits)
     found["mean_n_drugs_true"] = (total(rows["n_true"]), visits)
-    found["micro_f1"] = (
-        2.0 * total(rows["n_hit"]),
-        total(rows["n_true"]) + total(rows["n_selected"]),
+    hit, chosen_drugs, true_drugs = (
+        total(rows[name]) for name in ("n_hit", "n_selected", "n_true")
     )
+    found["micro_f1"] = (2.0 * hit, true_drugs + chosen_drugs)
+    found["micro_precision"] = (hit, chosen_drugs)
+    found["micro_recall"] = (hit, true_drugs)
+    for grade in SEVERITIES if has_severity(rows) else ():
+        found[f"ddi_rate_severity_{grade}"] = (total(rows[f"severity_{grade}"]), total(pairs))
+        found[f"ddi_rate_severity_{grade}_true"] = (
+            total(rows[f"severity_true_{grade}"]),
+            total(rows["pairs_true"]),
+        )
     return found
 
 
@@ -201,8 +287,11 @@ def summarise(rows: Rows) -> dict[str, float]:
         ``jaccard``, ``f1``, ``prauc``: mean over visits of a patient, then over patients
         (``_first`` and ``_later``: first visits and all others; ``_visit_mean``: plain mean over
         visits). ``ddi_rate``: pooled over pairs; ``ddi_rate_true``: of the true sets.
-        ``mean_n_drugs``: over visits. ``micro_f1``: pooled over drugs. ``recall_at_n_true``: mean
-        over visits. ``ece``: expected calibration error, 10 bins, pooled.
+        ``ddi_rate_visit_mean``: mean of the rates of visits with a pair. ``ddi_rate_severity_1``
+        to ``_4`` (and ``_true``): pooled, by grade, if the grades were given. ``mean_n_drugs``:
+        over visits. ``micro_f1``, ``micro_precision``, ``micro_recall``: pooled over drugs.
+        ``recall_at_n_true``: share of the |Y| true drugs among the |Y| best-ranked, mean over
+        visits. ``ece``: expected calibration error, 10 bins, pooled.
     """
     summary = {
         name: float(divide(num.sum(), den.sum(), empty_value(name)))
@@ -212,17 +301,31 @@ def summarise(rows: Rows) -> dict[str, float]:
     return summary
 
 
+def calibration_sums(rows: Rows) -> Float:
+    """Sums of every visit for the calibration error, shape (n, 2 N_BINS).
+
+    Scores minus truths per bin, then the number of entries per bin.
+    """
+    gaps = [rows[f"cal_p_{b}"] - rows[f"cal_y_{b}"] for b in range(N_BINS)]
+    return np.column_stack([*gaps, *(rows[f"cal_n_{b}"] for b in range(N_BINS))]).astype(float)
+
+
 def expected_calibration_error(rows: Rows) -> float:
     """Mean gap between predicted and observed frequency over ten bins, weighted by size."""
-    count, probability, truth = (
-        np.array([rows[f"cal_{part}_{b}"].sum() for b in range(N_BINS)], float) for part in "npy"
-    )
-    used = count > 0
-    gaps = np.abs(probability[used] - truth[used])
-    return float(gaps.sum() / max(count.sum(), 1.0))
+    return float(calibration_error(calibration_sums(rows).sum(axis=0)))
+
+
+def calibration_error(sums: Float) -> Float:
+    """Expected calibration error of sums of `calibration_sums`, over the last axis."""
+    gaps = np.abs(sums[..., :N_BINS]).sum(axis=-1)
+    return divide(gaps, sums[..., N_BINS:].sum(axis=-1), 0.0)
 
 
 def ddi_rate_chance(ddi: npt.NDArray[Any]) -> float:
-    """DDI rate to expect of random sets of any size: the density of the matrix."""
+    """DDI rate to expect of random sets: the density of the matrix.
+
+    Every pair is as likely as any other in a uniformly drawn set of any fixed size from 2 on, so
+    chance at a model's own set sizes is the same number.
+    """
     d = len(ddi)
     return float(ddi.sum() / (d * (d - 1))) if d > 1 else 0.0

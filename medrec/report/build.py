@@ -12,7 +12,8 @@ from rdkit import Chem
 from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 
 from medrec.data.cohort import Cohort
-from medrec.evaluation.compare import PRIMARY, Comparison, compare_runs
+from medrec.evaluation.compare import PRIMARY, Comparison, compare_runs, load_rows
+from medrec.evaluation.describe import reliability
 from medrec.molecules.features import FeatureTable
 from medrec.report import figures
 from medrec.report.elf import ElfMap, slice_figure, surface_figure
@@ -65,6 +66,7 @@ def build_report(
     page.add("Cohort", *_cohort(page, cohort))
     page.add("Comparison", *_comparison(comparison))
     page.add("Jaccard and DDI", *_frontier(page, comparison, tune_run))
+    page.add("Calibration", *_calibration(page, comparison, runs))
     page.add("Training", *_training(page, runs))
     page.add("Pre-training", *_pretraining(page, pretrain_run))
     page.add("Molecules", *_molecules(features))
@@ -193,6 +195,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value
+
+
+def _calibration(page: Page, comparison: Comparison | None, runs: list[Run]) -> list[str]:
+    if comparison is None:
+        return [paragraph("No training run was given.")]
+    # of several runs of a model the first: bins of other seeds are other models' scores
+    firsts = [str(names).split(", ")[0] for names in comparison.table["runs"]]
+    by_name = {run.name: run for run in runs}
+    tables = {
+        title: reliability(load_rows(by_name[name]))
+        for title, name in zip(comparison.titles(), firsts, strict=True)
+    }
+    return [
+        page.figure(figures.reliability(tables), "reliability plot"),
+        paragraph(
+            "Scores of the test part in ten bins: on the dashed line, of the drugs with score 0.3 "
+            "three in ten were given. Counting baselines give frequencies, not probabilities of a "
+            "visit.",
+            "note",
+        ),
+    ]
 
 
 def _training(page: Page, runs: list[Run]) -> list[str]:

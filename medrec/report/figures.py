@@ -174,6 +174,39 @@ def frontier(
     return style(figure, 440).update_layout(legend={"y": -0.2})
 
 
+def reliability(tables: dict[str, pd.DataFrame]) -> go.Figure:
+    """Observed against predicted frequency per bin of the score, one line per model.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        Of `medrec.evaluation.describe.reliability`, by name of the model.
+    """
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        name="calibrated",
+        line={"dash": "dash", "color": "#7f8c99", "width": 1},
+        hoverinfo="skip",
+    )
+    for number, (name, table) in enumerate(tables.items()):
+        used = table[table["n"] > 0]
+        figure.add_scatter(
+            x=used["predicted"].tolist(),
+            y=used["observed"].tolist(),
+            mode="lines+markers",
+            name=name,
+            line={"color": PALETTE[number % len(PALETTE)], "width": 2},
+            customdata=used["n"].tolist(),
+            hovertemplate="predicted %{x:.3f}, observed %{y:.3f}<br>%{customdata:,} scores",
+        )
+    figure.update_xaxes(title="mean predicted score", range=[0, 1])
+    figure.update_yaxes(title="share of true drugs", range=[0, 1])
+    return style(figure, 420)
+
+
 def _trial_text(row: dict[Any, Any]) -> str:
     params = [f"{k.split('.')[-1]} {_short(v)}" for k, v in row.items() if k.startswith("params.")]
     budget = "" if row.get("full_budget") else " (stopped early)"

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
 import yaml
 
 CODE = "from orchestration.cli import main; main()"
+ENVIRONMENT = {"COLUMNS": "200"}
 
 
-def medrec(*arguments: object) -> subprocess.CompletedProcess[str]:
+def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", CODE, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, **ENVIRONMENT},
     )
+
+
+def medrec(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command inside this process: the same entry point, without seconds of imports."""
+    from orchestration.cli import main
+
+    out, err, words = io.StringIO(), io.StringIO(), ["medrec", *map(str, arguments)]
+    code = 0
+    with (
+        mock.patch.dict(os.environ, ENVIRONMENT),
+        mock.patch.object(sys, "argv", words),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -37,11 +61,13 @@ def tables(root: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def prepare(tables: Path, tmp_path: Path, **changes: object) -> subprocess.CompletedProcess[str]:
+def prepare(
+    tables: Path, tmp_path: Path, run=medrec, **changes: object
+) -> subprocess.CompletedProcess[str]:
     config = {"name": "x", "source": {"format": "mimic3", "path": str(tables)}, **changes}
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(config))
-    return medrec("prepare", path, "--home", tmp_path / "home")
+    return run("prepare", path, "--home", tmp_path / "home")
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], tmp_path: Path, *parts: str) -> None:
@@ -56,14 +82,15 @@ def assert_refused(done: subprocess.CompletedProcess[str], tmp_path: Path, *part
 
 
 def test_the_undamaged_copy_prepares(tables: Path, tmp_path: Path):
-    done = prepare(tables, tmp_path)
+    done = prepare(tables, tmp_path, in_a_process)
     assert done.returncode == 0, done.stderr
     assert "at least 2 visits left" in done.stdout
 
 
-def test_missing_table(tables: Path, tmp_path: Path):
+def test_a_refusal_ends_the_process_with_its_code(tables: Path, tmp_path: Path):
     (tables / "DIAGNOSES_ICD.csv.gz").unlink()
-    assert_refused(prepare(tables, tmp_path), tmp_path, "diagnoses_icd", "expected")
+    done = prepare(tables, tmp_path, in_a_process)
+    assert_refused(done, tmp_path, "diagnoses_icd", "expected")
 
 
 def test_wrong_column(tables: Path, tmp_path: Path):
@@ -85,6 +112,89 @@ def test_no_patient_left(tables: Path, tmp_path: Path):
     with gzip.open(path, "wt") as handle:
         handle.write(header)
     assert_refused(prepare(tables, tmp_path), tmp_path, "procedure")
+
+
+def test_oddities_are_listed_with_what_was_done(tables: Path, tmp_path: Path):
+    """One run over tables with many small faults; each has its line in the table of problems."""
+    path = tables / "ADMISSIONS.csv.gz"
+    stays = pd.read_csv(path, dtype=str)
+    first = stays.iloc[0]
+    stays.loc[1, "dischtime"] = "2000-01-01 00:00:00"
+    stays.loc[2, "admittime"] = stays.loc[2, "admittime"].replace(" ", "T")
+    again = stays.iloc[[3]]
+    other_patient = stays.iloc[[4]].assign(subject_id=first["subject_id"])
+    pd.concat([stays, again, other_patient]).to_csv(path, index=False)
+    path = tables / "DIAGNOSES_ICD.csv.gz"
+    codes = pd.read_csv(path, dtype=str)
+    codes.loc[0, "icd9_code"] = " v1.0"
+    codes.loc[1, "icd9_code"] = "I509"
+    codes.to_csv(path, index=False)
+    path = tables / "PRESCRIPTIONS.csv.gz"
+    orders = pd.read_csv(path, dtype=str)
+    orders.loc[0, "ndc"] = "0006-4943-00"
+    orders.loc[1, "ndc"] = "0053633810"
+    orders.loc[2, "hadm_id"] = None
+    orders.to_csv(path, index=False)
+    done = prepare(tables, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for problem in (
+        "stay listed again", "stay under several patients", "stay ends before it starts",
+        "admittime in another form", "code with blanks", "code in small letters",
+        "code with a dot", "code has the form of the other ICD version",
+        "NDC with dashes (4-4-2)", "NDC of 10 digits without dashes", "no NDC (empty or 0)",
+        "row without an admission",
+    ):  # fmt: skip
+        assert problem in done.stdout, problem
+
+
+def test_check_lists_problems_and_writes_nothing(tables: Path, tmp_path: Path):
+    path = tables / "PROCEDURES_ICD.csv.gz"
+    pd.read_csv(path, dtype=str).head(0).to_csv(path, index=False)
+    config = {"name": "x", "source": {"format": "mimic3", "path": str(tables)}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    done = medrec("records", "check", tmp_path / "c.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["rows"]["procedures"] == 0
+    assert "table without a row" in [item["problem"] for item in document["problems"]]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["c.yaml", "tables"]
+
+
+def test_export_and_what_it_refuses(root: Path, tmp_path: Path):
+    config = root / "configs" / "data" / "mimic4_demo_strict.yaml"
+    done = medrec("records", "export-meds", config, tmp_path / "meds", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["subjects"] == 100
+    again = medrec("records", "export-meds", config, tmp_path / "meds")
+    assert again.returncode == 2
+    assert "exists; expected a folder that is not there yet" in again.stderr
+    made_up = root / "configs" / "data" / "synthetic.yaml"
+    refused = medrec("records", "export-meds", made_up, tmp_path / "other")
+    assert refused.returncode == 2
+    assert "'synthetic' has no tables" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "parts"),
+    [
+        ("hadm_id", "12.5", ("column hadm_id: 1 of", "not whole numbers")),
+        ("admittime", "03/04/2150 10:00", ("column admittime: 1 of", "expected YYYY-MM-DD")),
+    ],
+)
+def test_refused_by_name(tables: Path, tmp_path: Path, column, value, parts):
+    path = tables / "ADMISSIONS.csv.gz"
+    frame = pd.read_csv(path, dtype=str)
+    frame.loc[5, column] = value
+    frame.to_csv(path, index=False)
+    done = prepare(tables, tmp_path)
+    assert_refused(done, tmp_path, "ADMISSIONS", *parts)
+    assert value not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["eicu", "meds"])
+def test_a_folder_of_something_else(tables: Path, tmp_path: Path, kind):
+    done = prepare(tables, tmp_path, source={"format": kind, "path": str(tables)})
+    assert_refused(done, tmp_path, "expected")
 
 
 def test_no_such_folder(tmp_path: Path):

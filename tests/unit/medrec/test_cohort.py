@@ -263,7 +263,7 @@ def test_load_refuses_other_folders(hospital, home, tmp_path):
         Cohort.load(cohort.folder)
     record = json.loads((cohort.folder / "cohort.json").read_text())
     (cohort.folder / "cohort.json").write_text(json.dumps(record | {"format": 0}))
-    with pytest.raises(InputError, match="format 0, expected 1"):
+    with pytest.raises(InputError, match=f"format 0, expected {cohort_module.FORMAT}"):
         Cohort.load(cohort.folder)
 
 

@@ -136,7 +136,7 @@ def test_shipped_thesaurus_knows_well_known_pairs():
 
 
 def test_matrices(cohort):
-    drugs = cohort.vocabularies(0).drugs
+    drugs = Vocabulary(tuple(cohort.drugs["atc"]))  # all classes, as in the recorded density
     severity, interacts = severity_matrix(cohort, drugs), ddi_matrix(cohort, drugs)
     assert severity.shape == interacts.shape == (len(drugs), len(drugs))
     assert severity.dtype == interacts.dtype == np.uint8

@@ -1,0 +1,238 @@
+"""Training epochs of our models beside PyHealth 2.1's, on one synthetic cohort of MIMIC-III size.
+
+Each model trains in a process of its own with two threads, over the same training visits (about
+10,000), on both sides. Seconds are those of training; validation is not counted. After equal epochs
+the validation Jaccard stands beside the peer's, both at the threshold 0.5 and with the field's
+average. PyHealth runs in its own environment: make it with ``benchmarks/peers/setup.sh FOLDER`` and
+set ``PEER_PYTHON=FOLDER/bin/python``. Without it the ratios refer to the figures that were recorded
+before (``benchmarks/peers/recorded.json`` says how), and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+THREADS = 2
+PEER_NAMES = {
+    "safedrug": "SafeDrug",
+    "molerec": "MoleRec",
+    "retain": "RETAIN",
+    "gamenet": "GAMENet",
+    "micron": "MICRON",
+}
+GOALS = {"safedrug": 40.0, "molerec": 20.0, "retain": 5.0, "gamenet": 5.0}
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def prepare(home_folder: Path) -> Any:
+    from medrec.config import CohortConfig
+    from medrec.data.cohort import prepare_cohort
+    from medrec.loading import load_config
+    from medrec.runs import Home
+
+    config = load_config(HERE.parent / "configs/data/synthetic_mimic3.yaml", CohortConfig)
+    return prepare_cohort(config, Home(home_folder))
+
+
+def export(cohort: Any, folder: Path) -> None:
+    """Write the cohort in the form that the peer's script reads."""
+    part_of = {}
+    for part, patients in cohort.split(0).parts().items():
+        part_of |= dict.fromkeys(patients.tolist(), part)
+    visits = cohort.visits
+    visits.assign(part=visits["patient"].map(part_of)).to_parquet(folder / "visits.parquet")
+    cohort.molecules[["atc", "smiles"]].to_parquet(folder / "molecules.parquet")
+    pairs = cohort.ddi_pairs
+    pairs = pairs[pairs["severity"] >= cohort.config.ddi.min_severity]
+    pairs[["atc_a", "atc_b"]].to_parquet(folder / "ddi.parquet")
+
+
+def work(name: str, epochs: int, home: Path) -> dict[str, Any]:
+    """Train one model in this process."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    from medrec.config import TrainConfig
+    from medrec.fitting import fit, fit_context
+    from medrec.loading import load_config
+    from medrec.models import build_model
+    from medrec.models.base import Recommender
+    from medrec.training import learning_data_of
+
+    config = load_config(HERE.parent / f"configs/train/{name}.yaml", TrainConfig)
+    optim = config.optim.model_copy(update={"epochs": epochs, "patience": epochs})
+    config = config.model_copy(update={"optim": optim})
+    cohort = prepare(home)
+    data = learning_data_of(config, cohort, None)
+    start = cpu_seconds()
+    data = fit_context(config, data)
+    context_s = cpu_seconds() - start
+    torch.manual_seed(config.seed)
+    model = build_model(config, data.context)
+    assert isinstance(model, Recommender)
+    rows: list[dict[str, Any]] = []
+    clock = TrainingClock(model)
+
+    def report(row: dict[str, Any], make_state: Any) -> None:
+        rows.append({**row, **clock.read()})
+
+    fit(config, data, model, report=report)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "epochs": rows,
+        "context_cpu_s": context_s,
+        "peak_mib": round(peak, 1),
+        "visits": data.dataset.n_visits(data.split.train),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+class TrainingClock:
+    """CPU and wall seconds between `begin_epoch` and the first prediction after it."""
+
+    def __init__(self, model: Any) -> None:
+        self.found: dict[str, float] = {}
+        begin, predict = model.begin_epoch, model.predict
+
+        def on_begin(epoch: int) -> None:
+            self.cpu, self.wall = cpu_seconds(), time.perf_counter()
+            self.found = {}
+            begin(epoch)
+
+        def on_predict(batch: Any) -> Any:
+            if not self.found:
+                self.found = {
+                    "cpu_s": cpu_seconds() - self.cpu,
+                    "wall_s": time.perf_counter() - self.wall,
+                }
+            return predict(batch)
+
+        model.begin_epoch, model.predict = on_begin, on_predict
+
+    def read(self) -> dict[str, float]:
+        """Seconds of the epoch that ended."""
+        return self.found
+
+
+def in_process(name: str, epochs: int, home: Path) -> dict[str, Any]:
+    limits = {key: str(THREADS) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    command = [sys.executable, __file__, "--one", name, "--epochs", str(epochs)]
+    done = subprocess.run(
+        [*command, "--home", str(home)],
+        env={**os.environ, **limits},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def ask_peer(python: str, folder: Path, names: list[str], epochs: int) -> dict[str, Any]:
+    """Run PyHealth on the exported cohort."""
+    out = folder / "peer.json"
+    peers = [PEER_NAMES[name] for name in names]
+    options = ["--epochs", str(epochs), "--threads", str(THREADS), "--out", str(out)]
+    script = str(HERE / "peers/pyhealth_epoch.py")
+    subprocess.run([python, script, str(folder), "--models", *peers, *options], check=True)
+    models = json.loads(out.read_text())["models"]
+    return {name: peer_figures(models[PEER_NAMES[name]]) for name in names}
+
+
+def peer_figures(result: dict[str, Any]) -> dict[str, Any]:
+    rows = result["epochs"]
+    validation = rows[-1]["validation"]
+    return {
+        "cpu_s": sum(row["cpu_s_full"] for row in rows) / len(rows),
+        "wall_s": sum(row["wall_s_full"] for row in rows) / len(rows),
+        "jaccard": validation["jaccard_at_0.5"] if validation else None,
+        "epochs": len(rows),
+        "peak_mib": result["peak_mib"],
+        "preparation": result["preparation"],
+    }
+
+
+def figures_of(name: str, ours: dict[str, Any], peer: dict[str, Any], where: str) -> list[Any]:
+    from record import Figure
+
+    rows = ours["epochs"]
+    cpu = sum(row["cpu_s"] for row in rows) / len(rows)
+    wall = sum(row["wall_s"] for row in rows) / len(rows)
+    ratio, goal = peer["cpu_s"] / cpu, GOALS.get(name)
+    label = f"{name}, epoch ({where})"
+    met = None if goal is None else ratio >= goal
+    figures = [
+        Figure(label, round(cpu, 3), "CPU s", round(peer["cpu_s"], 2), round(ratio, 1), goal, met)
+    ]
+    if peer.get("wall_s"):
+        theirs = round(peer["wall_s"], 2)
+        figures.append(
+            Figure(f"{name}, epoch", round(wall, 3), "s wall", theirs, round(theirs / wall, 1))
+        )
+    if peer.get("jaccard") is not None:
+        score = rows[peer["epochs"] - 1]["val_jaccard"]
+        figures.append(
+            Figure(
+                f"{name}, validation Jaccard after {peer['epochs']} epochs",
+                round(score, 4),
+                "",
+                round(peer["jaccard"], 4),
+                round(score / peer["jaccard"], 3),
+                1.0,
+                score >= peer["jaccard"],
+            )
+        )
+    theirs = peer.get("peak_mib")
+    gain = round(theirs / ours["peak_mib"], 2) if theirs else None
+    figures.append(Figure(f"{name}, peak memory", ours["peak_mib"], "MiB", theirs, gain))
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(PEER_NAMES), choices=PEER_NAMES)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        print(json.dumps(work(chosen.one, chosen.epochs, chosen.home)))
+        return
+    from record import publish
+
+    peer_python = os.environ.get("PEER_PYTHON")
+    recorded = json.loads((HERE / "peers/recorded.json").read_text())
+    figures: list[Any] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        home, folder = chosen.home or Path(temporary) / "home", Path(temporary) / "exported"
+        folder.mkdir()
+        export(prepare(home), folder)
+        for name in chosen.models:
+            ours = in_process(name, chosen.epochs, home)
+            if peer_python:
+                peer, where = ask_peer(peer_python, folder, [name], chosen.epochs)[name], "this run"
+            else:
+                peer, where = recorded["models"][name], "peer recorded before"
+            found = figures_of(name, ours, peer, where)
+            for item in found:
+                print(item, flush=True)
+            figures += found
+    publish("train_epoch", figures)
+
+
+if __name__ == "__main__":
+    main()
