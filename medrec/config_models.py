@@ -34,6 +34,10 @@ class LogisticRegressionModelConfig(Frozen):
     name: Literal["logistic_regression"] = "logistic_regression"
     c: PositiveFloat = 1.0
     max_iterations: PositiveInt = 1000
+    solver: Literal["newton-cg", "lbfgs"] = "newton-cg"
+    tolerance: PositiveFloat = Field(
+        1e-5, description="at 1e-4 the solvers differ by several hundredths in probability"
+    )
 
 
 class ECCModelConfig(Frozen):
@@ -42,7 +46,13 @@ class ECCModelConfig(Frozen):
     name: Literal["ecc"] = "ecc"
     n_chains: PositiveInt = 10
     c: PositiveFloat = 1.0
-    max_iterations: PositiveInt = 100
+    max_iterations: PositiveInt = 1000
+    solver: Literal["newton-cg", "lbfgs"] = "newton-cg"
+    tolerance: PositiveFloat = 1e-4
+    sets: Literal["probabilities", "votes"] = Field(
+        "probabilities",
+        description="threshold the mean probability, or take what half of the chains choose",
+    )
 
 
 class RetainModelConfig(Frozen):
@@ -51,6 +61,13 @@ class RetainModelConfig(Frozen):
     name: Literal["retain"] = "retain"
     d_model: PositiveInt = Field(64, le=1024)
     dropout: float = Field(0.5, ge=0.0, lt=1.0)
+    attention: Literal["visits", "ones"] = Field(
+        "visits", description="softmax over visits; the usual baseline code gives all visits 1"
+    )
+    reverse_time: bool = Field(True, description="as in the paper; the baseline code: false")
+    current_codes: bool = Field(
+        True, description="read the visit's own diagnoses and procedures; the baseline code: false"
+    )
 
 
 class LeapModelConfig(Frozen):
@@ -60,6 +77,19 @@ class LeapModelConfig(Frozen):
     d_model: PositiveInt = Field(64, le=1024)
     dropout: float = Field(0.3, ge=0.0, lt=1.0)
     max_drugs: PositiveInt = Field(45, description="longest decoded list; the published code: 20")
+    beam_width: PositiveInt = Field(1, description="1 is the greedy search, as published")
+    order: Literal["frequent_first", "rare_first", "vocabulary"] = Field(
+        "frequent_first", description="of target lists; frequency in the training visits"
+    )
+    tune_end: bool = Field(
+        True, description="choose a bias of END on validation visits; released: none"
+    )
+    attention: Literal["additive", "linear"] = Field(
+        "additive", description="linear: the released score, which cannot depend on the step"
+    )
+    attend: Literal["every_step", "first_step"] = Field(
+        "every_step", description="first_step: the released code, which overwrites the diagnoses"
+    )
 
 
 class GAMENetModelConfig(Frozen):
@@ -68,7 +98,13 @@ class GAMENetModelConfig(Frozen):
     name: Literal["gamenet"] = "gamenet"
     d_model: PositiveInt = Field(64, le=1024)
     dropout: float = Field(0.5, ge=0.0, lt=1.0)
+    graph_dropout: float = Field(0.3, ge=0.0, lt=1.0)
     ddi_in_memory: bool = Field(True, description="subtract the interaction graph's memory")
+    ddi_loss: Literal["annealed", "shared"] = Field(
+        "annealed", description="the paper's annealed loss, or the gate of `loss`"
+    )
+    temperature: PositiveFloat = Field(2.0, description="of the annealed loss in the first epoch")
+    cooling: float = Field(0.85, gt=0.0, le=1.0, description="temperature's factor per epoch")
 
 
 class MicronModelConfig(Frozen):
@@ -79,7 +115,16 @@ class MicronModelConfig(Frozen):
     dropout: float = Field(0.5, ge=0.0, lt=1.0)
     add_threshold: float = Field(0.8, gt=0.0, lt=1.0)
     remove_threshold: float = Field(0.2, gt=0.0, lt=1.0)
-    tune_thresholds: bool = Field(True, description="choose both on validation visits")
+    tune_thresholds: bool = Field(
+        True, description="choose both, and that of first visits, on validation visits"
+    )
+    history: Literal["previous", "first"] = Field(
+        "previous",
+        description="the set that changes: the last visit's drugs, or (the released code) the "
+        "predicted set, from the first visit's drugs on",
+    )
+    reconstruction_weight: NonNegativeFloat = 1.0
+    ddi_weight: NonNegativeFloat = 1.0
 
 
 class SafeDrugModelConfig(Frozen):
@@ -93,6 +138,12 @@ class SafeDrugModelConfig(Frozen):
     encoder: Literal["trained", "frozen_random"] = Field(
         "trained", description="the released code never trains its molecule encoder"
     )
+    readout: Literal["mean", "sum"] = Field(
+        "mean", description="over the atoms of a molecule; the released code: sum"
+    )
+    query: Literal["normalised", "plain"] = Field(
+        "normalised", description="layer norm, and matches divided by sqrt(d_model); plain: as read"
+    )
 
 
 class COGNetModelConfig(Frozen):
@@ -105,7 +156,19 @@ class COGNetModelConfig(Frozen):
     embedding_dropout: float = Field(0.3, ge=0.0, lt=1.0)
     d_feedforward: PositiveInt = 2048
     max_drugs: PositiveInt = 45
-    beam_width: PositiveInt = 4
+    beam_width: PositiveInt = Field(4, description="1 is the greedy search")
+    beam_while_training: bool = Field(
+        False, description="beam in the validation of each epoch too; published: greedy there"
+    )
+    order: Literal["rare_first", "frequent_first", "vocabulary"] = Field(
+        "rare_first", description="of target lists; frequency in the training visits"
+    )
+    tune_end: bool = Field(
+        True, description="choose a bias of END on validation visits; released: none"
+    )
+    rank_listed: Literal["max", "own_step"] = Field(
+        "max", description="own_step: the released code's probability of a listed drug"
+    )
 
 
 class CausalMedModelConfig(Frozen):
@@ -117,7 +180,10 @@ class CausalMedModelConfig(Frozen):
     n_discovery_codes: PositiveInt = Field(
         60, description="most frequent codes among which causal discovery runs"
     )
-    n_effect_levels: PositiveInt = 5
+    pairs_per_code: PositiveFloat = Field(
+        2.0, description="limit of discovery: pairs of codes per code that may be worth an edge"
+    )
+    n_effect_levels: PositiveInt = Field(5, le=100)
 
 
 class DepotModelConfig(Frozen):
@@ -138,8 +204,16 @@ class UDCModelConfig(Frozen):
     d_model: PositiveInt = Field(64, le=1024)
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
     n_codebooks: PositiveInt = 4
-    n_codes: PositiveInt = 64
+    n_codes: PositiveInt = Field(64, le=32000)
     commitment: NonNegativeFloat = 0.25
+    n_layers: PositiveInt = 2
+    n_heads: PositiveInt = 2
+    rare_share: float = Field(
+        0.5, ge=0.0, le=1.0, description="of the diagnoses, least frequent first, that use codes"
+    )
+    view_dims: PositiveInt = Field(128, description="size of each view of a diagnosis")
+    code_steps: NonNegativeInt = Field(300, description="steps of pre-training the codebooks")
+    code_lr: PositiveFloat = 3e-3
 
 
 class MoleRecModelConfig(Frozen):

@@ -139,7 +139,10 @@ def fit(
         stopped.
     """
     optim = config.optim
-    optimiser = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    # one kernel for all parameters: several times faster than the default, on a CPU as well
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True
+    )
     result = FitResult(copy.deepcopy(model.state_dict()), -1, -1.0)
     first = 0
     if resume is not None:

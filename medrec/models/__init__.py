@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from medrec.config import TrainConfig
 from medrec.models.base import CountingModel, DrugContext, Recommender
+from medrec.models.causalmed import CausalMed
+from medrec.models.cognet import COGNet
+from medrec.models.depot import Depot
+from medrec.models.ecc import ECC
+from medrec.models.gamenet import GAMENet
+from medrec.models.leap import Leap
 from medrec.models.linear import CopyFrequency, CopyLast, LogisticRegression, TopK
+from medrec.models.micron import Micron
 from medrec.models.molerec import MoleRec
+from medrec.models.retain import Retain
+from medrec.models.safedrug import SafeDrug
+from medrec.models.udc import UDC
 
 COUNTING_MODELS: dict[str, type] = {
     "topk": TopK,
     "copy_last": CopyLast,
     "copy_frequency": CopyFrequency,
     "logistic_regression": LogisticRegression,
+    "ecc": ECC,
 }
-LEARNED_MODELS: dict[str, type[Recommender]] = {"molerec": MoleRec}
+LEARNED_MODELS: dict[str, type[Recommender]] = {
+    "causalmed": CausalMed,
+    "cognet": COGNet,
+    "depot": Depot,
+    "gamenet": GAMENet,
+    "leap": Leap,
+    "micron": Micron,
+    "molerec": MoleRec,
+    "retain": Retain,
+    "udc": UDC,
+    "safedrug": SafeDrug,
+}
 
 
 def build_model(config: TrainConfig, context: DrugContext) -> Recommender | CountingModel:

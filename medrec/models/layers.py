@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from medrec.data.dataset import CodeBag
+from medrec.molecules.encoders_2d import FastDropout
 
 
 class BagEmbedding(nn.Module):
@@ -23,7 +24,7 @@ class BagEmbedding(nn.Module):
         super().__init__()
         self.table = nn.Embedding(max(n_codes, 1), d_model)
         nn.init.uniform_(self.table.weight, -0.1, 0.1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = FastDropout(dropout)
 
     def forward(self, bag: CodeBag, n_visits: int) -> torch.Tensor:
         """Embed a bag; (n_visits, d)."""
@@ -69,35 +70,54 @@ class MaskedAggregation(nn.Module):
     """Drug vectors as patient-weighted means of their fragments' vectors (MoleRec, section 4).
 
     The attention between drugs and fragments does not depend on the patient; a patient's fragment
-    weights scale the values.
+    weights scale the values. A drug has few of the S fragments, so attention is kept as one column
+    per fragment of a drug, K at most, and never as a (D, S) matrix.
+
+    Parameters
+    ----------
+    mask : BoolTensor (D, S)
+        Which drug has which fragment.
     """
 
-    def __init__(self, d_model: int) -> None:
+    fragment: torch.Tensor
+    present: torch.Tensor
+
+    def __init__(self, d_model: int, mask: torch.Tensor) -> None:
         super().__init__()
         self.query, self.key = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        # fragments of each drug first, in order; the rest of a row is padding
+        order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
+        width = max(int(mask.sum(dim=1).max()) if len(mask) else 0, 1)
+        fragment = order[:, :width].contiguous()
+        self.register_buffer("fragment", fragment, persistent=False)
+        self.register_buffer("present", mask.gather(1, fragment), persistent=False)
 
-    def attention(
-        self, drugs: torch.Tensor, fragments: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Softmax over the fragments of each drug; a drug without a fragment gets zeros (D, S)."""
-        scores = self.query(drugs) @ self.key(fragments).T / math.sqrt(drugs.shape[1])
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return torch.softmax(scores, dim=1) * mask
+    def attention(self, drugs: torch.Tensor, fragments: torch.Tensor) -> torch.Tensor:
+        """Softmax over the fragments of each drug (D, K); a drug without a fragment gets zeros."""
+        keys = self.key(fragments).index_select(0, self.fragment.flatten())
+        keys = keys.reshape(*self.fragment.shape, -1)
+        scores = (keys @ self.query(drugs).unsqueeze(2)).squeeze(2) / math.sqrt(drugs.shape[1])
+        scores = scores.masked_fill(~self.present, torch.finfo(scores.dtype).min)
+        return torch.softmax(scores, dim=1) * self.present
 
     def forward(
-        self, attention: torch.Tensor, fragments: torch.Tensor, weights: torch.Tensor
+        self, attention: torch.Tensor, values: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         """Aggregate.
 
         Parameters
         ----------
-        attention : Tensor (D, S)
-        fragments : Tensor (S, d)
-        weights : Tensor (n, S)
+        attention : Tensor (D, K)
+        values : Tensor (S, d)
+            Vectors of the fragments.
+        weights : Tensor (S, n)
             Fragment weights of n visits, in (0, 1).
 
         Returns
         -------
-        Tensor (n, D, d)
+        Tensor (D, n, d)
         """
-        return (attention.unsqueeze(0) * weights.unsqueeze(1)) @ fragments
+        index, shape = self.fragment.flatten(), self.fragment.shape
+        scaled = attention.unsqueeze(2) * values.index_select(0, index).reshape(*shape, -1)
+        of_drug = weights.index_select(0, index).reshape(*shape, -1)
+        return of_drug.transpose(1, 2) @ scaled

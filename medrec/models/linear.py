@@ -6,13 +6,11 @@ the CPU; what they learned follows the batch to its device.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import sparse
 
 from medrec.config import (
     CopyFrequencyModelConfig,
@@ -21,6 +19,7 @@ from medrec.config import (
 )
 from medrec.data.dataset import CodeBag, VisitBatch, VisitDataset
 from medrec.models.base import DrugContext, Prediction
+from medrec.models.regression import ALWAYS, fit_drug, visit_matrix
 
 _BATCH = 256
 
@@ -108,39 +107,16 @@ class LogisticRegression:
 
     def fit(self, dataset: VisitDataset, patients: npt.NDArray[np.int64]) -> None:
         """Fit one regression per drug with scikit-learn."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression as OneDrug
-
-        inputs, targets = self._matrix(dataset, patients)
+        inputs, targets = visit_matrix(dataset, patients)
         for drug in range(dataset.n_drugs):
             y = targets[:, drug]
             if y.min() == y.max():
-                self.bias[drug] = 8.0 if y[0] else -8.0
+                self.bias[drug] = ALWAYS if y[0] else -ALWAYS
                 continue
-            solver = OneDrug(C=self.settings.c, max_iter=self.settings.max_iterations)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                solver.fit(inputs, y)
-            self.n_not_converged += int(solver.n_iter_[0] >= self.settings.max_iterations)
-            self.weight[:, drug] = torch.from_numpy(solver.coef_[0]).float()
-            self.bias[drug] = float(solver.intercept_[0])
-
-    def _matrix(
-        self, dataset: VisitDataset, patients: npt.NDArray[np.int64]
-    ) -> tuple[sparse.csr_matrix, npt.NDArray[np.int64]]:
-        """Multi-hot inputs (n, N) and targets (n, D) of all visits."""
-        visits = dataset.visit_numbers(patients)
-        diagnoses, d_row = dataset.diagnoses.gather(visits)
-        procedures, p_row = dataset.procedures.gather(visits)
-        columns = np.concatenate([diagnoses, procedures + self.n_diagnoses])
-        rows = np.concatenate([d_row, p_row])
-        inputs = sparse.csr_matrix(
-            (np.ones(len(columns)), (rows, columns)), shape=(len(visits), len(self.weight))
-        )
-        targets = np.zeros((len(visits), dataset.n_drugs), dtype=np.int64)
-        drugs, row = dataset.drugs.gather(visits)
-        targets[row, drugs] = 1
-        return inputs, targets
+            fitted = fit_drug(inputs, y, self.settings)
+            self.n_not_converged += int(not fitted.converged)
+            self.weight[:, drug] = torch.from_numpy(fitted.weight).float()
+            self.bias[drug] = fitted.bias
 
     def predict(self, batch: VisitBatch) -> Prediction:
         """Score every visit on its own."""

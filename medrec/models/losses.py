@@ -15,6 +15,7 @@ The gate is computed per visit, as the published per-visit updates imply, not pe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,7 @@ def combined_loss(
     ddi: torch.Tensor,
     config: LossConfig,
     threshold: float,
+    weigh: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> LossTerms:
     """Loss of n visits.
 
@@ -89,6 +91,8 @@ def combined_loss(
     ----------
     logits, target : Tensor (n, D)
     ddi : Tensor (D, D)
+    weigh : callable, optional
+        Weight of the prediction loss at the visits' DDI rates (n,), instead of the gate.
     """
     probs = torch.sigmoid(logits)
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
@@ -97,7 +101,8 @@ def combined_loss(
     n_drugs = logits.shape[1]
     scale = 1.0 / max(n_drugs * (n_drugs - 1), 1) if config.ddi_normalised else config.ddi_scale
     interaction = scale * ((probs @ ddi) * probs).sum(dim=1)
-    weight = gate(ddi_rate(probs.detach() >= threshold, ddi), config)
+    rate = ddi_rate(probs.detach() >= threshold, ddi)
+    weight = gate(rate, config) if weigh is None else weigh(rate)
     total = (weight * prediction + (1.0 - weight) * interaction).mean()
     parts = {
         "bce": bce.mean().detach(),

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from medrec.config import MoleRecModelConfig, TrainConfig
 from medrec.data.dataset import VisitBatch
@@ -25,7 +26,7 @@ from quantum.base import InputError
 
 @dataclass
 class EncodedDrugs:
-    """Attention (D, S) between drugs and fragments, and the fragments' vectors (S, d)."""
+    """Attention of drugs to their fragments (D, K), and the fragments' vectors (S, d)."""
 
     attention: torch.Tensor
     fragments: torch.Tensor
@@ -62,7 +63,7 @@ class MoleRec(Recommender):
                 raise InputError("use_elf is on, but no feature table was given; see --features")
             self.elf = ELFInput(molecules.elf.shape[1], d)
         self.set_attention = SetAttention(d, model.n_heads, model.sab)
-        self.aggregate = MaskedAggregation(d)
+        self.aggregate = MaskedAggregation(d, molecules.fragment_mask)
         self.score = nn.Sequential(nn.Linear(d, d // 2), nn.ReLU(), nn.Linear(d // 2, 1))
 
     def encode_drugs(self) -> EncodedDrugs:
@@ -78,7 +79,7 @@ class MoleRec(Recommender):
         else:
             fragments = self.fragment_table
         fragments = self.set_attention(fragments)
-        attention = self.aggregate.attention(drugs, fragments, tables.fragment_mask)
+        attention = self.aggregate.attention(drugs, fragments)
         return EncodedDrugs(attention, fragments)
 
     def forward(self, batch: VisitBatch, drugs: EncodedDrugs) -> Prediction:
@@ -90,9 +91,14 @@ class MoleRec(Recommender):
         states = torch.cat(
             [self.gru_diagnoses(d_states)[0], self.gru_procedures(p_states)[0]], dim=-1
         )
-        weights = torch.sigmoid(self.relation(self.query(states[batch.mask])))
-        vectors = self.aggregate(drugs.attention, drugs.fragments, weights)
-        scores = self.score(vectors).squeeze(-1)
+        query = self.query(states[batch.mask])
+        weights = torch.sigmoid(self.relation.weight @ query.T + self.relation.bias.unsqueeze(1))
+        # the first layer of the score is linear: it is applied to S fragments, not to n D drugs
+        enter, relu, leave = self.score
+        assert isinstance(enter, nn.Linear)
+        values = F.linear(drugs.fragments, enter.weight)
+        hidden = relu(self.aggregate(drugs.attention, values, weights) + enter.bias)
+        scores = leave(hidden).squeeze(-1).T
         logits = scores.new_zeros(n_patients, n_visits, self.context.n_drugs)
         logits[batch.mask] = scores
         return self.decide(logits)

@@ -16,6 +16,7 @@ from torch_geometric.utils.smiles import e_map, from_rdmol, x_map
 
 from medrec.molecules.drugs import DrugMolecules
 from medrec.molecules.features import FeatureTable
+from medrec.molecules.repetitions import Repetitions, find_repetitions
 
 ATOM_CARDINALITIES: tuple[int, ...] = tuple(len(values) for values in x_map.values())
 BOND_CARDINALITIES: tuple[int, ...] = tuple(len(values) for values in e_map.values())
@@ -36,6 +37,8 @@ class MoleculeGraphs:
         Bond type, stereo, conjugated.
     batch : LongTensor (N,)
         Graph of each node.
+    repetitions : Repetitions
+        Equal atoms, bonds and surroundings.
     """
 
     x: torch.Tensor
@@ -43,6 +46,7 @@ class MoleculeGraphs:
     edge_attr: torch.Tensor
     batch: torch.Tensor
     n_graphs: int
+    repetitions: Repetitions
 
     def to(self, device: torch.device | str) -> MoleculeGraphs:
         """Copy to a device."""
@@ -52,6 +56,7 @@ class MoleculeGraphs:
             self.edge_attr.to(device),
             self.batch.to(device),
             self.n_graphs,
+            self.repetitions.to(device),
         )
 
 
@@ -66,18 +71,13 @@ def build_graphs(smiles: Sequence[str]) -> MoleculeGraphs:
         attributes.append(data.edge_attr.reshape(-1, len(BOND_CARDINALITIES)))
         batch.append(torch.full((data.x.shape[0],), number))
         offset += data.x.shape[0]
-    if not xs:
-        empty = torch.zeros(0, dtype=torch.long)
-        return MoleculeGraphs(
-            empty.reshape(0, len(ATOM_CARDINALITIES)),
-            empty.reshape(2, 0),
-            empty.reshape(0, len(BOND_CARDINALITIES)),
-            empty,
-            0,
-        )
-    return MoleculeGraphs(
-        torch.cat(xs), torch.cat(edges, dim=1), torch.cat(attributes), torch.cat(batch), len(xs)
-    )
+    empty = torch.zeros(0, dtype=torch.long)
+    x = torch.cat([empty.reshape(0, len(ATOM_CARDINALITIES)), *xs])
+    edge_index = torch.cat([empty.reshape(2, 0), *edges], dim=1)
+    edge_attr = torch.cat([empty.reshape(0, len(BOND_CARDINALITIES)), *attributes])
+    graph = torch.cat([empty, *batch])
+    repetitions = find_repetitions(x, edge_index, edge_attr, graph, len(xs))
+    return MoleculeGraphs(x, edge_index, edge_attr, graph, len(xs), repetitions)
 
 
 def brics_fragments(smiles: str) -> list[str]:

@@ -20,7 +20,23 @@ SMALL = {
     "copy_last": {},
     "copy_frequency": {},
     "logistic_regression": {},
+    "ecc": {"n_chains": 3},
+    "causalmed": {"d_model": 16, "dropout": 0.0, "n_discovery_codes": 12},
+    "cognet": {
+        "d_model": 16,
+        "d_feedforward": 32,
+        "dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "beam_while_training": True,
+    },
+    "depot": {"d_model": 16, "dropout": 0.0},
+    "leap": {"d_model": 16, "dropout": 0.0},
     "molerec": {"d_model": 16, "gnn_layers": 2, "dropout": 0.0, "gnn_dropout": 0.0},
+    "safedrug": {"d_model": 16, "dropout": 0.0},
+    "gamenet": {"d_model": 16, "dropout": 0.0, "graph_dropout": 0.0},
+    "micron": {"d_model": 16, "dropout": 0.0},
+    "retain": {"d_model": 16, "dropout": 0.0},
+    "udc": {"d_model": 16, "dropout": 0.0, "n_codes": 8, "code_steps": 20},
 }
 
 
