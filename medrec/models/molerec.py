@@ -3,7 +3,9 @@
 Differences from the released code, all in the direction of speed or correctness: molecules and
 fragments are encoded once per optimiser step and not once per visit; all visits of a patient go
 through one causal pass; a patient vector holds each GRU state once (the released one holds it
-twice). Options: a pre-trained molecule encoder, and ELF features of the drugs, which enter as a
+twice); attention exists only between a drug and its own fragments, and the first, linear layer of
+the score is applied to fragments before they are aggregated, which gives the same numbers.
+Options: a pre-trained molecule encoder, and ELF features of the drugs, which enter as a
 learned projection added to the molecule's vector, with a learned vector where they are missing.
 """
 
