@@ -39,6 +39,12 @@ class Figure:
     met: bool | None = None
 
 
+def command_line(name: str) -> str:
+    """The `make` command of this run; folders of this machine are written as FOLDER."""
+    words = ["FOLDER" if Path(item).is_absolute() else item for item in sys.argv[1:]]
+    return f"make bench NAME={name}" + (f' ARGS="{" ".join(words)}"' if words else "")
+
+
 def publish(name: str, figures: list[Figure]) -> None:
     """Print the table and write ``benchmarks/results/NAME.json``."""
     rows = [asdict(figure) for figure in figures]
@@ -48,7 +54,7 @@ def publish(name: str, figures: list[Figure]) -> None:
         {
             "benchmark": name,
             "machine": machine(),
-            "command": "make bench NAME=" + name + "".join(f" {item}" for item in sys.argv[1:]),
+            "command": command_line(name),
             "date": now_utc(),
             "code": code_version(),
             "figures": rows,

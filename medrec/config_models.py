@@ -99,6 +99,9 @@ class GAMENetModelConfig(Frozen):
     d_model: PositiveInt = Field(64, le=1024)
     dropout: float = Field(0.5, ge=0.0, lt=1.0)
     graph_dropout: float = Field(0.3, ge=0.0, lt=1.0)
+    embedding_std: PositiveFloat | None = Field(
+        None, description="start of the code embeddings; null is the published uniform one, ±0.1"
+    )
     ddi_in_memory: bool = Field(True, description="subtract the interaction graph's memory")
     ddi_loss: Literal["annealed", "shared"] = Field(
         "annealed", description="the paper's annealed loss, or the gate of `loss`"
@@ -298,3 +301,6 @@ class TrainConfig(Frozen):
     split: NonNegativeInt = Field(0, description="which of the cohort's saved splits")
     seed: NonNegativeInt = 1203
     device: Literal["auto", "cpu", "cuda"] = "cpu"
+    threads: PositiveInt = Field(
+        1, description="CPU threads of a run; a second core serves a second run better"
+    )

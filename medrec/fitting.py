@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -259,6 +260,21 @@ def tune_threshold(
     settable: Any = model
     settable.threshold = torch.tensor(found, device=device)
     return found
+
+
+@contextmanager
+def cpu_threads(n: int) -> Iterator[None]:
+    """Let PyTorch use ``n`` threads inside the block.
+
+    The matrices of these models are small: a second thread mostly waits, and waiting costs the
+    core that another run could use.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_device(wanted: str) -> str:

@@ -20,6 +20,7 @@ from medrec.fitting import (
     State,
     build_learning_data,
     choose_device,
+    cpu_threads,
     fit,
     fit_context,
     predict_rows,
@@ -65,7 +66,8 @@ def run_training(
     run = Run.open(home, "train", config.name, config, inputs)
     if run.is_finished:
         return run
-    with run.recording(seeds={"torch": config.seed, "split": cohort.config.split_seed}):
+    seeds = {"torch": config.seed, "split": cohort.config.split_seed}
+    with run.recording(seeds=seeds), cpu_threads(config.threads):
         start = time.perf_counter()
         torch.manual_seed(config.seed)
         data = fit_context(config, learning_data_of(config, cohort, features))

@@ -23,6 +23,7 @@ KIND_OF_FOLDER: dict[str, type[BaseModel]] = {
     "pretrain": PretrainRunConfig,
     "tune": TuneConfig,
     "train": TrainConfig,
+    "demo": TrainConfig,
 }
 
 

@@ -73,8 +73,8 @@ class GAMENet(Recommender):
         model = config.model
         assert isinstance(model, GAMENetModelConfig)
         self.model, d = model, model.d_model
-        self.diagnoses = BagEmbedding(context.n_diagnoses, d, model.dropout)
-        self.procedures = BagEmbedding(context.n_procedures, d, model.dropout)
+        self.diagnoses = BagEmbedding(context.n_diagnoses, d, model.dropout, model.embedding_std)
+        self.procedures = BagEmbedding(context.n_procedures, d, model.dropout, model.embedding_std)
         self.gru_diagnoses = nn.GRU(d, 2 * d, batch_first=True)
         self.gru_procedures = nn.GRU(d, 2 * d, batch_first=True)
         self.query = nn.Sequential(nn.ReLU(), nn.Linear(4 * d, d))

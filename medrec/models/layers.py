@@ -18,12 +18,19 @@ class BagEmbedding(nn.Module):
     ----------
     n_codes : int
         Vocabulary size; 0 is allowed and gives zeros.
+    init_std : float, optional
+        Start from a normal distribution; by default from the published uniform one in ±0.1.
     """
 
-    def __init__(self, n_codes: int, d_model: int, dropout: float) -> None:
+    def __init__(
+        self, n_codes: int, d_model: int, dropout: float, init_std: float | None = None
+    ) -> None:
         super().__init__()
         self.table = nn.Embedding(max(n_codes, 1), d_model)
-        nn.init.uniform_(self.table.weight, -0.1, 0.1)
+        if init_std is None:
+            nn.init.uniform_(self.table.weight, -0.1, 0.1)
+        else:
+            nn.init.normal_(self.table.weight, std=init_std)
         self.dropout = FastDropout(dropout)
 
     def forward(self, bag: CodeBag, n_visits: int) -> torch.Tensor:
