@@ -196,7 +196,7 @@ def train(
     prepared, table = stages.cohort(cohort), stages.features(features)
     start = stages.run(pretrained) if pretrained else None
     runs = stages.train_all(wanted, prepared, table, start, workers)
-    stages.show_comparison(runs, prepared)
+    stages.show_comparison(runs, prepared, stages.usual_reference(runs))
 
 
 app.command()(evaluate)

@@ -265,6 +265,12 @@ class Stages:
 
         show_evaluation(self.terminal, run, figure)
 
+    @staticmethod
+    def usual_reference(runs: Sequence[Run]) -> str | None:
+        """Logistic regression, the yardstick of a comparison, if it is among the runs."""
+        models = {run.report().get("model"): run.name for run in runs}
+        return models.get("logistic_regression")
+
     def show_comparison(
         self, runs: list[Run], cohort: Cohort, reference: str | None = None, **files: Any
     ) -> None:

@@ -83,20 +83,21 @@ class Comparison:
 
     def display(self) -> pd.DataFrame:
         """Text table: value with interval, difference to the reference, its corrected p-value."""
-        shown = pd.DataFrame({"model": self.titles()})
+        # narrow cells: the whole table has to fit 80 columns
+        shown = pd.DataFrame({"model": [title.replace(" ", "\n") for title in self.titles()]})
         rows = self.table.to_dict("records")
         for name in PRIMARY:
             value, interval = (1, 0) if name == "mean_n_drugs" else (3, 2)
             shown[_SHORT.get(name, name)] = [
                 f"{row[name]:.{value}f}\n"
-                f"{row[f'{name}_low']:.{interval}f}–{row[f'{name}_high']:.{interval}f}"
+                f"{_bare(row[f'{name}_low'], interval)}–{_bare(row[f'{name}_high'], interval)}"
                 for row in rows
             ]
         shown["Δ jaccard"] = [
             "reference"
             if row["run"] == self.reference
-            else f"{row['jaccard_difference']:+.3f}\n{row['jaccard_difference_low']:+.2f} to "
-            f"{row['jaccard_difference_high']:+.2f}"
+            else f"{row['jaccard_difference']:+.3f}\n{_bare(row['jaccard_difference_low'], 2, '+')}"
+            f" to {_bare(row['jaccard_difference_high'], 2, '+')}"
             for row in rows
         ]
         shown["p"] = [_plain_p(row["jaccard_p_holm"]) for row in rows]
@@ -109,6 +110,11 @@ class Comparison:
         if "jaccard_distance" in self.table:
             shown["to best"] = [f"{row['jaccard_distance']:.3f}" for row in rows]
         return shown
+
+
+def _bare(value: float, digits: int, sign: str = "") -> str:
+    """Number without the zero before its point: .41, -.02."""
+    return f"{value:{sign}.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.0f}"
 
 
 def _plain_p(p: float) -> str:
