@@ -335,8 +335,8 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
         uses_molecules(config),
         getattr(config.model, "feature_sets", None),
     )
-    data = fit_context(config, data)
     torch.manual_seed(config.seed)
+    data = fit_context(config, data)
     model = build_model(config, data.context)
     if not isinstance(model, Recommender):
         raise ConfigError(f"model '{config.model.name}' has nothing to search")
