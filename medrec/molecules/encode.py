@@ -16,13 +16,12 @@ import torch
 from pydantic import Field
 
 from medrec.molecules.encoders_elf import (
-    SliceEncoder,
     VolumePretrainConfig,
-    load_backbone,
     pretrain_volume_encoder,
     slice_planes,
     volume_channels,
 )
+from medrec.molecules.encoders_slices import SliceEncoder, load_backbone
 from medrec.molecules.features import FeatureTable
 from quantum.base import (
     Frozen,

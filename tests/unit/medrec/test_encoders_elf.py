@@ -13,17 +13,15 @@ from torch import nn
 
 from medrec.molecules.encoders_elf import (
     MaskedVolumeLoss,
-    SliceEncoder,
     VolumeEncoder,
     VolumePretrainConfig,
     hide_cubes,
-    load_backbone,
-    load_weights,
     pretrain_volume_encoder,
     slice_planes,
     stack_volumes,
     volume_channels,
 )
+from medrec.molecules.encoders_slices import SliceEncoder, load_backbone, load_weights
 from quantum import elf as quantum_elf
 from quantum.base import InputError, ProgramMissingError
 
