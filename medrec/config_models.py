@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from medrec.config_papers import BiMoRecModelConfig, MMMModelConfig, SCQMedModelConfig
 from quantum.base import Frozen
 
 
@@ -251,7 +252,10 @@ ModelConfig = Annotated[
     | MoleRecModelConfig
     | CausalMedModelConfig
     | DepotModelConfig
-    | UDCModelConfig,
+    | UDCModelConfig
+    | BiMoRecModelConfig
+    | SCQMedModelConfig
+    | MMMModelConfig,
     Field(discriminator="name"),
 ]
 

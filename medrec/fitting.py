@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from medrec.concepts.table import ConceptTable
 from medrec.config import TrainConfig
 from medrec.data.cohort import Cohort
 from medrec.data.dataset import VisitDataset, build_dataset
@@ -83,9 +84,11 @@ def build_learning_data(
     *,
     molecules: bool,
     feature_sets: tuple[str, ...] | None = None,
+    concepts: ConceptTable | None = None,
 ) -> LearningData:
     """Vocabularies of the split, encoded visits, interactions and, if wanted, molecules."""
     vocabularies = cohort.vocabularies(split_number)
+    severity = severity_matrix(cohort, vocabularies.drugs)
     ddi = ddi_matrix(cohort, vocabularies.drugs)
     tables = drugs = None
     if molecules:
@@ -97,13 +100,15 @@ def build_learning_data(
         len(vocabularies.drugs),
         torch.from_numpy(ddi.astype(np.float32)),
         tables,
+        severity=torch.from_numpy(severity.astype(np.float32)),
+        concepts=concepts.align(vocabularies) if concepts is not None else {},
     )
     return LearningData(
         build_dataset(cohort, vocabularies),
         cohort.split(split_number),
         context,
         ddi,
-        severity_matrix(cohort, vocabularies.drugs),
+        severity,
         drugs,
     )
 

@@ -77,6 +77,11 @@ class Home:
         return self.root / "features"
 
     @property
+    def concepts(self) -> Path:
+        """Concept tables, one folder each."""
+        return self.root / "concepts"
+
+    @property
     def runs(self) -> Path:
         """Training, pre-training and tuning runs."""
         return self.root / "runs"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medrec.concepts.table import ConceptTable
 from medrec.config import TrainConfig
 from medrec.data.cohort import Cohort
 from medrec.data.schema import Vocabularies
@@ -45,6 +46,7 @@ def run_training(
     *,
     features: FeatureTable | None = None,
     pretrained: Run | None = None,
+    concepts: ConceptTable | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Run:
     """Train one recommender in its run folder, or find it finished there.
@@ -55,14 +57,19 @@ def run_training(
     ----------
     pretrained : Run, optional
         Pre-training run whose encoder the model starts from.
+    concepts : ConceptTable, optional
+        Discrete codes of the cohort's concepts, for models that read them.
     on_epoch : callable, optional
         Called with each epoch's row, for progress.
     """
     if not uses_molecules(config):
         features = pretrained = None  # they would not change the result, so not the name either
+    if not uses_concepts(config):
+        concepts = None
     inputs = {"cohort": cohort.digest}
     inputs |= {"features": features.digest} if features is not None else {}
     inputs |= {"pretrained": pretrained.digest} if pretrained is not None else {}
+    inputs |= {"concepts": concepts.digest} if concepts is not None else {}
     run = Run.open(home, "train", config.name, config, inputs)
     if run.is_finished:
         return run
@@ -70,7 +77,7 @@ def run_training(
     with run.recording(seeds=seeds), cpu_threads(config.threads):
         start = time.perf_counter()
         torch.manual_seed(config.seed)
-        data = fit_context(config, learning_data_of(config, cohort, features))
+        data = fit_context(config, learning_data_of(config, cohort, features, concepts))
         device = choose_device(config.device)
         data.context = data.context.to(device)
         model = build_model(config, data.context)
@@ -84,7 +91,10 @@ def run_training(
 
 
 def learning_data_of(
-    config: TrainConfig, cohort: Cohort, features: FeatureTable | None
+    config: TrainConfig,
+    cohort: Cohort,
+    features: FeatureTable | None,
+    concepts: ConceptTable | None = None,
 ) -> LearningData:
     """Learning data that a configuration asks for."""
     return build_learning_data(
@@ -92,8 +102,22 @@ def learning_data_of(
         config.split,
         features,
         molecules=uses_molecules(config),
-        feature_sets=getattr(config.model, "feature_sets", None),
+        feature_sets=feature_sets_of(config),
+        concepts=concepts,
     )
+
+
+def feature_sets_of(config: TrainConfig) -> tuple[str, ...] | None:
+    """Sets of the feature table that a model reads; None means all."""
+    representation = getattr(config.model, "representation", config.model)
+    sets: tuple[str, ...] | None = getattr(representation, "feature_sets", None)
+    return sets
+
+
+def uses_concepts(config: TrainConfig) -> bool:
+    """Tell whether a model reads the codes of medical concepts."""
+    learned = LEARNED_MODELS.get(config.model.name)
+    return learned is not None and learned.needs_concepts
 
 
 def uses_molecules(config: TrainConfig) -> bool:
@@ -253,7 +277,10 @@ def load_predictor(run: Run, home: Home) -> LoadedRun:
     features = None
     if "features" in run.inputs:
         features = FeatureTable.load(home.by_digest(home.features, run.inputs["features"]))
-    data = learning_data_of(config, cohort, features)
+    concepts = None
+    if "concepts" in run.inputs:
+        concepts = ConceptTable.load(home.by_digest(home.concepts, run.inputs["concepts"]))
+    data = learning_data_of(config, cohort, features, concepts)
     _check_vocabulary(run, data.dataset.vocabularies)
     context = replace(data.context, fitted=state.get("fitted", {}))
     model = build_model(config, context)

@@ -22,6 +22,7 @@ from orchestration.console import Terminal, frame_table, pairs_table
 from orchestration.options import (
     DEFAULT_HOME,
     CohortOption,
+    ConceptsOption,
     ConfigArgument,
     FeaturesOption,
     HomeOption,
@@ -170,6 +171,7 @@ def train(
     pretrained: Annotated[
         str | None, typer.Option(help="Pre-training run whose encoder starts the model.")
     ] = None,
+    concepts: ConceptsOption = None,
     splits: Annotated[
         str | None, typer.Option(help="Splits of the cohort, such as 0,1 or 0-4.")
     ] = None,
@@ -195,7 +197,8 @@ def train(
     wanted = variants(loaded, parse_numbers(splits, "--splits"), parse_numbers(seeds, "--seeds"))
     prepared, table = stages.cohort(cohort), stages.features(features)
     start = stages.run(pretrained) if pretrained else None
-    runs = stages.train_all(wanted, prepared, table, start, workers)
+    codes = stages.concepts(concepts)
+    runs = stages.train_all(wanted, prepared, table, start, workers, codes)
     stages.show_comparison(runs, prepared, stages.usual_reference(runs))
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from medrec.config import (
     CohortConfig,
+    ConceptConfig,
     DemoConfig,
     FeatureRunConfig,
     PretrainRunConfig,
@@ -23,6 +24,7 @@ KIND_OF_FOLDER: dict[str, type[BaseModel]] = {
     "pretrain": PretrainRunConfig,
     "tune": TuneConfig,
     "train": TrainConfig,
+    "concepts": ConceptConfig,
     "demo": TrainConfig,
 }
 

@@ -27,6 +27,7 @@ class Job:
     home: str
     features: str | None = None
     pretrained: str | None = None
+    concepts: str | None = None
 
     @property
     def label(self) -> str:
@@ -66,18 +67,21 @@ def variants(
 
 def run_job(job: Job) -> str:
     """Do one run, or find it finished; returns its name."""
+    from medrec.concepts.table import ConceptTable
     from medrec.data.cohort import Cohort
     from medrec.molecules.features import FeatureTable
     from medrec.training import run_training
 
     features = FeatureTable.load(Path(job.features)) if job.features else None
     pretrained = Run.load(Path(job.pretrained)) if job.pretrained else None
+    concepts = ConceptTable.load(Path(job.concepts)) if job.concepts else None
     run = run_training(
         job.config,
         Cohort.load(Path(job.cohort)),
         Home(Path(job.home)),
         features=features,
         pretrained=pretrained,
+        concepts=concepts,
     )
     return run.name
 

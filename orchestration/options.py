@@ -25,6 +25,9 @@ CohortOption = Annotated[str, typer.Option("--cohort", help="Cohort name, as `pr
 FeaturesOption = Annotated[
     str | None, typer.Option("--features", help="Feature table name, as `features run` printed.")
 ]
+ConceptsOption = Annotated[
+    str | None, typer.Option("--concepts", help="Concept table name, as `concepts` printed.")
+]
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration file.")]
 DEFAULT_HOME = Path("medrec-work")
 

@@ -28,6 +28,7 @@ from quantum.base import InputError
 _SHOWN_PAIRS = 12
 
 if TYPE_CHECKING:
+    from medrec.concepts.table import ConceptTable
     from medrec.data.cohort import Cohort
     from medrec.molecules.features import FeatureTable
 
@@ -63,6 +64,14 @@ class Stages:
         from medrec.molecules.features import FeatureTable
 
         return FeatureTable.load(self.home.find(self.home.features, name))
+
+    def concepts(self, name: str | None) -> ConceptTable | None:
+        """Load a concept table by name; None stays None."""
+        from medrec.concepts.table import ConceptTable
+
+        if name is None:
+            return None
+        return ConceptTable.load(self.home.find(self.home.concepts, name))
 
     def run(self, name: str) -> Run:
         """Open a run by name or unique beginning."""
@@ -221,6 +230,7 @@ class Stages:
         cohort: Cohort,
         features: FeatureTable | None,
         pretrained: Run | None,
+        concepts: ConceptTable | None = None,
     ) -> Run:
         """Train one recommender and evaluate it once, or find the finished run."""
         from medrec.models import LEARNED_MODELS
@@ -234,6 +244,7 @@ class Stages:
                 self.home,
                 features=features,
                 pretrained=pretrained,
+                concepts=concepts,
                 on_epoch=lambda row: step.at(
                     int(row["epoch"]) + 1, None, f"validation Jaccard {row['val_jaccard']:.4f}"
                 ),
@@ -246,13 +257,17 @@ class Stages:
         features: FeatureTable | None,
         pretrained: Run | None,
         workers: int = 1,
+        concepts: ConceptTable | None = None,
     ) -> list[Run]:
         """Train many recommenders, one after the other or as Ray tasks."""
         if workers == 1:
-            return [self.train(config, cohort, features, pretrained) for config in configs]
+            return [
+                self.train(config, cohort, features, pretrained, concepts) for config in configs
+            ]
         from orchestration.many import Job, train_many
 
-        places = [str(item.folder.resolve()) if item else None for item in (features, pretrained)]
+        inputs = (features, pretrained, concepts)
+        places = [str(item.folder.resolve()) if item else None for item in inputs]
         folder, home = str(cohort.folder.resolve()), str(self.home.root.resolve())
         jobs = [Job(config, folder, home, *places) for config in configs]
         return train_many(jobs, workers, self.terminal)

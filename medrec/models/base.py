@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from medrec.concepts.table import ConceptTensors
 from medrec.config import TrainConfig
 from medrec.data.dataset import VisitBatch, VisitDataset
 from medrec.models.losses import LossTerms, combined_loss
@@ -37,6 +38,10 @@ class DrugContext:
     fitted : dict of str to Tensor
         What `Recommender.fit_context` made of the training patients; stored in checkpoints, so
         that a loaded model needs no patient.
+    severity : FloatTensor (D, D) or None
+        Grade of each interaction, 0 (none) to 4 (contraindicated); None where none are known.
+    concepts : dict of str to ConceptTensors
+        Discrete codes of diagnoses, procedures and drugs; empty without a concept table.
     """
 
     n_diagnoses: int
@@ -45,6 +50,8 @@ class DrugContext:
     ddi: torch.Tensor
     molecules: MoleculeTables | None = None
     fitted: dict[str, torch.Tensor] = field(default_factory=dict)
+    severity: torch.Tensor | None = None
+    concepts: dict[str, ConceptTensors] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> DrugContext:
         """Copy to a device."""
@@ -57,6 +64,8 @@ class DrugContext:
             self.ddi.to(device),
             molecules,
             fitted,
+            self.severity.to(device) if self.severity is not None else None,
+            {kind: item.to(device) for kind, item in self.concepts.items()},
         )
 
 
@@ -154,6 +163,8 @@ class Recommender(nn.Module):
 
     needs_molecules: ClassVar[bool] = False
     """Whether the context has to hold molecules."""
+    needs_concepts: ClassVar[bool] = False
+    """Whether the context has to hold the codes of medical concepts."""
     thresholded: ClassVar[bool] = True
     """Whether the recommended set is ``probs >= threshold``; False for models that decode it."""
 

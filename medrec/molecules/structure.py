@@ -11,15 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from rdkit import Chem
-from rdkit.Chem import BRICS
+from rdkit.Chem import BRICS, rdFingerprintGenerator
 from torch_geometric.utils.smiles import e_map, from_rdmol, x_map
 
 from medrec.molecules.drugs import DrugMolecules
 from medrec.molecules.features import FeatureTable
+from medrec.molecules.geometries import Geometries, build_geometries
 from medrec.molecules.repetitions import Repetitions, find_repetitions
 
 ATOM_CARDINALITIES: tuple[int, ...] = tuple(len(values) for values in x_map.values())
 BOND_CARDINALITIES: tuple[int, ...] = tuple(len(values) for values in e_map.values())
+FINGERPRINT_BITS = 2048
+CUTOFF_ANGSTROM = 4.5
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,12 @@ class MoleculeTables:
         Which class contains which fragment.
     elf : FloatTensor (K, F), elf_mask : BoolTensor (K,)
         Standardised ELF features and where they exist; F may be 0.
+    fingerprints : FloatTensor (K, 2048)
+        ECFP4 bits (Morgan, radius 2).
+    geometries : Geometries or None
+        Conformers of those molecules that have one, in order.
+    with_geometry : BoolTensor (K,)
+        Which molecules these are.
     """
 
     molecules: MoleculeGraphs
@@ -115,6 +124,9 @@ class MoleculeTables:
     elf: torch.Tensor
     elf_mask: torch.Tensor
     fragment_smiles: tuple[str, ...]
+    fingerprints: torch.Tensor
+    geometries: Geometries | None
+    with_geometry: torch.Tensor
 
     def to(self, device: torch.device | str) -> MoleculeTables:
         """Copy to a device."""
@@ -126,7 +138,29 @@ class MoleculeTables:
             self.elf.to(device),
             self.elf_mask.to(device),
             self.fragment_smiles,
+            self.fingerprints.to(device),
+            self.geometries.to(device) if self.geometries is not None else None,
+            self.with_geometry.to(device),
         )
+
+
+def fingerprint_bits(smiles: Sequence[str]) -> torch.Tensor:
+    """ECFP4 bits of parsable SMILES, shape (n, 2048)."""
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=FINGERPRINT_BITS)
+    rows = [generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(text)) for text in smiles]
+    return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(-1, FINGERPRINT_BITS))
+
+
+def conformer_geometries(
+    drugs: DrugMolecules, features: FeatureTable | None
+) -> tuple[Geometries | None, torch.Tensor]:
+    """Geometries of the molecules that have a conformer, and which these are (K,)."""
+    if features is None or not len(drugs):
+        return None, torch.zeros(len(drugs), dtype=torch.bool)
+    found = [features.conformer(int(row)) for row in features.rows(drugs.species)]
+    present = [item for item in found if item is not None]
+    mask = torch.tensor([item is not None for item in found], dtype=torch.bool)
+    return (build_geometries(present, CUTOFF_ANGSTROM) if present else None), mask
 
 
 def build_molecule_tables(
@@ -160,4 +194,6 @@ def build_molecule_tables(
         torch.from_numpy(elf),
         torch.from_numpy(elf_mask),
         tuple(fragments),
+        fingerprint_bits(drugs.smiles),
+        *conformer_geometries(drugs, features),
     )

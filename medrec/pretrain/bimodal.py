@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from medrec.config import EncoderConfig
 from medrec.molecules.encoders_2d import GINEncoder
-from medrec.molecules.encoders_3d import Geometries, GVPEncoder
+from medrec.molecules.encoders_3d import GVPEncoder
+from medrec.molecules.geometries import Geometries
 from medrec.molecules.structure import MoleculeGraphs
 
 

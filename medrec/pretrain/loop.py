@@ -19,8 +19,8 @@ import torch
 from torch import distributed, nn
 
 from medrec.config import BimodalPretrainConfig
-from medrec.molecules.encoders_3d import Geometries, build_geometries
 from medrec.molecules.features import FeatureTable
+from medrec.molecules.geometries import Geometries, build_geometries
 from medrec.molecules.structure import MoleculeGraphs, build_graphs
 from medrec.pretrain.bimodal import BimodalEncoder, contrastive_loss, retrieval_accuracy
 from quantum.base import InputError

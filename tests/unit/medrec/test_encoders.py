@@ -8,7 +8,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from medrec.molecules.encoders_2d import GINEncoder, segment_mean
-from medrec.molecules.encoders_3d import GVPEncoder, build_geometries
+from medrec.molecules.encoders_3d import GVPEncoder
+from medrec.molecules.geometries import build_geometries
 from medrec.molecules.structure import (
     ATOM_CARDINALITIES,
     brics_fragments,

@@ -1,0 +1,1 @@
+"""Medical concepts (diagnoses, procedures, drugs): titles, knowledge graph, discrete codes."""
