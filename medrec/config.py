@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from medrec.config_cross import CrossConfig, CrossRepresentation
 from medrec.config_data import (
     CohortConfig,
     DdiConfig,
@@ -60,6 +61,7 @@ from medrec.config_papers import (
     SCQMedModelConfig,
     TextConfig,
 )
+from medrec.config_study import StudyConfig, StudySystem
 from medrec.loading import suggest
 from quantum.base import Frozen
 from quantum.schema import LEVELS, Level, PipelineSpec, Resources
@@ -75,6 +77,8 @@ __all__ = [
     "ConceptConfig",
     "CopyFrequencyModelConfig",
     "CopyLastModelConfig",
+    "CrossConfig",
+    "CrossRepresentation",
     "DdiConfig",
     "DemoConfig",
     "DepotModelConfig",
@@ -108,6 +112,8 @@ __all__ = [
     "SafeDrugModelConfig",
     "ScalingConfig",
     "SearchDimension",
+    "StudyConfig",
+    "StudySystem",
     "SyntheticSource",
     "TextConfig",
     "TopKModelConfig",
@@ -156,7 +162,9 @@ class EncoderConfig(Frozen):
     d_model: PositiveInt = Field(64, le=1024)
     gin_layers: PositiveInt = Field(4, le=12)
     gvp_layers: PositiveInt = Field(3, le=12)
-    dropout: float = Field(0.5, ge=0.0, lt=1.0)
+    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="of the 2D encoders")
+    gvp_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="in the 3D convolutions")
+    head_dropout: float = Field(0.25, ge=0.0, lt=1.0, description="after the 3D read-out")
     cutoff_angstrom: PositiveFloat = 4.5
     n_rbf: PositiveInt = 16
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from medrec.config_papers import BiMoRecModelConfig, MMMModelConfig, SCQMedModelConfig
+from medrec.config_papers import (
+    BiMoRecModelConfig,
+    MMMModelConfig,
+    RepresentationConfig,
+    SCQMedModelConfig,
+)
 from quantum.base import Frozen
 
 
@@ -220,21 +232,33 @@ class UDCModelConfig(Frozen):
     code_lr: PositiveFloat = 3e-3
 
 
+_MOVED = {
+    "gnn_layers": "representation.layers",
+    "gnn_dropout": "representation.dropout",
+    "substructure_encoder": "representation.fragments",
+    "feature_sets": "representation.feature_sets",
+    "use_elf": "representation.kind (gin_elf)",
+}
+
+
 class MoleRecModelConfig(Frozen):
-    """MoleRec (Yang et al., WWW 2023), batched, with optional pre-trained and ELF inputs."""
+    """MoleRec (Yang et al., WWW 2023), batched, with any representation of molecules."""
 
     name: Literal["molerec"] = "molerec"
     d_model: PositiveInt = Field(64, le=1024)
-    gnn_layers: PositiveInt = Field(4, le=12)
-    dropout: float = Field(0.5, ge=0.0, lt=1.0)
-    gnn_dropout: float = Field(0.5, ge=0.0, lt=1.0)
+    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="of the code embeddings")
+    representation: RepresentationConfig = RepresentationConfig()
     n_heads: PositiveInt = 2
     sab: Literal["reference", "paper"] = "reference"
-    substructure_encoder: Literal["gnn", "table"] = "gnn"
-    use_elf: bool = Field(False, description="add the ELF features of the drugs, with their mask")
-    feature_sets: tuple[str, ...] | None = Field(
-        None, description="which sets of the feature table `use_elf` reads; null means all"
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, values: Any) -> Any:
+        """Say where settings of earlier versions are now."""
+        for name in _MOVED if isinstance(values, dict) else ():
+            if name in values:
+                raise ValueError(f"'{name}' is now '{_MOVED[name]}'")
+        return values
 
 
 ModelConfig = Annotated[
@@ -271,6 +295,26 @@ class LossConfig(Frozen):
     gate: Literal["none", "safedrug", "molerec", "scqmed_code", "scqmed_paper", "mmm"] = "molerec"
     gate_temperature: PositiveFloat = Field(2.5, description="tau of the exponential gate")
     gate_kp: PositiveFloat = Field(0.05, description="slope of the linear and tanh gates")
+    severity_weights: (
+        tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] | None
+    ) = Field(
+        None,
+        description="penalty of a pair of grade 1 to 4, in place of the published 0/1 matrix; "
+        "grades below the cohort's min_severity count too",
+    )
+    gate_rate: Literal["published", "weighted"] = Field(
+        "published",
+        description="what the gate compares with the target: the visit's DDI rate, or the mean "
+        "severity weight of its pairs over the largest weight",
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_usable(self) -> LossConfig:
+        if self.severity_weights is not None and not any(self.severity_weights):
+            raise ValueError("severity_weights are all 0; expected one above 0, or gate: none")
+        if self.gate_rate == "weighted" and self.severity_weights is None:
+            raise ValueError("gate_rate 'weighted' needs severity_weights")
+        return self
 
 
 class OptimConfig(Frozen):

@@ -16,6 +16,7 @@ from medrec.data.cohort import Cohort
 from medrec.data.dataset import collate, encode_patient
 from medrec.data.ddi import SEVERITY_NAMES
 from medrec.data.schema import Vocabularies, Vocabulary
+from medrec.evaluation.hard_mode import allowed_sets, forbidden_pairs
 from medrec.molecules.drugs import severity_matrix
 from medrec.runs import Home, Run
 from medrec.training import load_predictor
@@ -94,7 +95,7 @@ def _match_drug(code: str, vocabulary: Vocabulary) -> tuple[str | None, str]:
     return None, "unknown"
 
 
-def _resolve(document: Document, vocabularies: Vocabularies) -> tuple[list[Any], list[str]]:
+def resolve_codes(document: Document, vocabularies: Vocabularies) -> tuple[list[Any], list[str]]:
     """Codes in the vocabularies' spelling per kind and visit, and warnings."""
     warnings: list[str] = []
     kinds: list[Any] = []
@@ -115,7 +116,7 @@ def _resolve(document: Document, vocabularies: Vocabularies) -> tuple[list[Any],
     return kinds, warnings
 
 
-def recommend(run: Run, home: Home, document: Any) -> dict[str, Any]:
+def recommend(run: Run, home: Home, document: Any, forbid: int | None = None) -> dict[str, Any]:
     """Recommend drugs for the last visit of a patient.
 
     Parameters
@@ -123,6 +124,9 @@ def recommend(run: Run, home: Home, document: Any) -> dict[str, Any]:
     document : dict
         ``{"visits": [{"diagnoses": [...], "procedures": [...], "drugs": [...]}, ...]}``, oldest
         first. The last visit's own drugs are not used.
+    forbid : int, optional
+        Grade of severity: no pair of this grade or worse is in the set (hard mode). A warning
+        says which drugs were dropped for it.
 
     Returns
     -------
@@ -139,7 +143,7 @@ def recommend(run: Run, home: Home, document: Any) -> dict[str, Any]:
     patient = parse_document(document)
     loaded = load_predictor(run, home)
     vocabulary = loaded.vocabularies.drugs
-    (diagnoses, procedures, drugs), warnings = _resolve(patient, loaded.vocabularies)
+    (diagnoses, procedures, drugs), warnings = resolve_codes(patient, loaded.vocabularies)
     if not diagnoses[-1] and not procedures[-1]:
         warnings.append("the latest visit has no known diagnosis or procedure")
     drugs[-1] = []
@@ -148,6 +152,14 @@ def recommend(run: Run, home: Home, document: Any) -> dict[str, Any]:
     probs = prediction.probs[0, -1].double().numpy()
     chosen = prediction.selected[0, -1].numpy()
     names = dict(zip(loaded.cohort.drugs["atc"], loaded.cohort.drugs["name"], strict=True))
+    if forbid is not None:
+        forbidden = forbidden_pairs(severity_matrix(loaded.cohort, vocabulary), forbid)
+        allowed = allowed_sets(probs[None], chosen[None], forbidden)[0][0]
+        codes = [vocabulary.codes[i] for i in np.flatnonzero(chosen & ~allowed)]
+        warnings += [
+            f"{code} {names.get(code, '')} was dropped: it is in a forbidden pair" for code in codes
+        ]
+        chosen = allowed
     order = np.lexsort((np.arange(len(probs)), -probs))
     return {
         "drugs": [
@@ -160,7 +172,7 @@ def recommend(run: Run, home: Home, document: Any) -> dict[str, Any]:
             }
             for rank, i in enumerate(order, start=1)
         ],
-        "interactions": _interactions(loaded.cohort, vocabulary, np.flatnonzero(chosen), names),
+        "interactions": interacting_pairs(loaded.cohort, vocabulary, np.flatnonzero(chosen), names),
         "warnings": warnings,
         "model": {
             "run": run.name,
@@ -172,9 +184,10 @@ def recommend(run: Run, home: Home, document: Any) -> dict[str, Any]:
     }
 
 
-def _interactions(
+def interacting_pairs(
     cohort: Cohort, vocabulary: Vocabulary, chosen: Iterable[int], names: dict[str, str]
 ) -> list[dict[str, Any]]:
+    """Listed interactions between chosen drugs (positions in the vocabulary), worst first."""
     severity = severity_matrix(cohort, vocabulary)
     listed = set(zip(cohort.ddi_pairs["atc_a"], cohort.ddi_pairs["atc_b"], strict=True))
     members = sorted(int(i) for i in chosen)

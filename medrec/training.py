@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from medrec.concepts.table import ConceptTable
 from medrec.config import TrainConfig
 from medrec.data.cohort import Cohort
+from medrec.data.dataset import VisitBatch
 from medrec.data.schema import Vocabularies
+from medrec.evaluation.atc_classes import LEVEL as CLASS_LEVEL
+from medrec.evaluation.atc_classes import class_rows, true_classes
+from medrec.evaluation.coverage import DrugCounts, map_coverage
 from medrec.evaluation.metrics import ddi_rate_chance, summarise
 from medrec.fitting import (
+    EVALUATION_BATCH,
     FitResult,
     LearningData,
     State,
@@ -30,6 +36,7 @@ from medrec.fitting import (
 )
 from medrec.models import LEARNED_MODELS, build_model
 from medrec.models.base import CountingModel, Predictor, Recommender
+from medrec.models.representations import FeatureInput, Representation
 from medrec.molecules.features import FeatureTable
 from medrec.runs import Home, Run
 from quantum.base import InputError, read_json, write_json_atomic
@@ -117,7 +124,10 @@ def feature_sets_of(config: TrainConfig) -> tuple[str, ...] | None:
 def uses_concepts(config: TrainConfig) -> bool:
     """Tell whether a model reads the codes of medical concepts."""
     learned = LEARNED_MODELS.get(config.model.name)
-    return learned is not None and learned.needs_concepts
+    if learned is None or not learned.needs_concepts:
+        return False
+    # a free vector per concept, an ablation, needs no codes
+    return getattr(config.model, "concepts", "codes") == "codes"
 
 
 def uses_molecules(config: TrainConfig) -> bool:
@@ -226,11 +236,39 @@ def _finish(
             "split_digest": data.split.digest,
             "seed": config.seed,
             "ddi_rate_chance": ddi_rate_chance(data.ddi),
-            "test": {k: None if v != v else v for k, v in summarise(rows).items()},
+            "test": _numbers(rows),
             "seconds": round(seconds, 2),
+            **_beside_the_result(cohort, data, model, device),
             **extra,
         }
     )
+
+
+def _numbers(rows: pd.DataFrame) -> dict[str, float | None]:
+    return {name: None if value != value else value for name, value in summarise(rows).items()}
+
+
+def _beside_the_result(
+    cohort: Cohort, data: LearningData, model: Recommender | CountingModel, device: str
+) -> dict[str, Any]:
+    """Coverage of a model that reads maps; metrics of ATC level 3 for a finer cohort."""
+    found: dict[str, Any] = {}
+    test = data.split.test
+
+    def batches() -> Iterator[VisitBatch]:
+        return (batch.to(device) for batch in data.dataset.batches(test, EVALUATION_BATCH))
+
+    if cohort.config.atc_level > CLASS_LEVEL:
+        codes, truth = data.dataset.vocabularies.drugs.codes, true_classes(cohort, test)
+        found["test_atc3"] = _numbers(class_rows(model.predict, batches(), codes, truth, data.ddi))
+    modules = list(model.modules()) if isinstance(model, Recommender) else []
+    parts = [part for part in modules if isinstance(part, Representation)]
+    readers = [part for part in modules if isinstance(part, FeatureInput)]
+    if parts and readers:
+        counts = DrugCounts.of(model.predict, batches())
+        present = readers[0].present(parts[0].tables)
+        found["map_coverage"] = map_coverage(counts, parts[0].projection, present)
+    return found
 
 
 def _save_vocabulary(run: Run, data: LearningData) -> None:

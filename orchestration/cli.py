@@ -14,9 +14,15 @@ from typing import Annotated
 import typer
 
 from medrec.runs import Home
+from orchestration.cli_concepts import concepts
+from orchestration.cli_cross import cross
 from orchestration.cli_evaluate import compare, evaluate
+from orchestration.cli_explain import explain
 from orchestration.cli_features import features_app
+from orchestration.cli_frontier import frontier
 from orchestration.cli_records import records_app
+from orchestration.cli_replicate import replicate
+from orchestration.cli_study import study
 from orchestration.cli_synth import synth_app
 from orchestration.console import Terminal, frame_table, pairs_table
 from orchestration.options import (
@@ -25,6 +31,7 @@ from orchestration.options import (
     ConceptsOption,
     ConfigArgument,
     FeaturesOption,
+    HardOption,
     HomeOption,
     JsonOption,
     QuietOption,
@@ -202,8 +209,14 @@ def train(
     stages.show_comparison(runs, prepared, stages.usual_reference(runs))
 
 
+app.command()(concepts)
+app.command()(study)
+app.command()(replicate)
+app.command()(explain)
+app.command()(cross)
 app.command()(evaluate)
 app.command()(compare)
+app.command()(frontier)
 
 
 @app.command()
@@ -211,6 +224,7 @@ def recommend(
     run: Annotated[str, typer.Argument(help="Training run.")],
     visits: Annotated[Path, typer.Argument(help="Patient's visits as JSON; - for standard input.")],
     top: Annotated[int, typer.Option(min=1, help="How many drugs to print.")] = 20,
+    hard: HardOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -219,20 +233,24 @@ def recommend(
     Research use only, not for clinical decisions.
     """
     stages = open_stages(home, as_json)
-    stages.recommend(stages.run(run), visits, top)
+    stages.recommend(stages.run(run), visits, top, hard)
 
 
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(help="Training, tuning and pre-training runs.")],
     features: FeaturesOption = None,
+    with_patient: Annotated[
+        bool, typer.Option(help="Show one test patient of restricted records too.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file to write.")] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page about runs, their cohort and their molecules."""
     stages = open_stages(home, as_json)
-    path = stages.report([stages.run(name) for name in runs], stages.features(features), out)
+    opened = [stages.run(name) for name in runs]
+    path = stages.report(opened, stages.features(features), out, with_patient)
     stages.terminal.result({"report": str(path)}, f"report: {path}")
 
 

@@ -7,7 +7,26 @@ from typing import Annotated
 
 import typer
 
-from orchestration.options import DEFAULT_HOME, HomeOption, JsonOption, open_stages
+from orchestration.options import (
+    DEFAULT_HOME,
+    HardOption,
+    HomeOption,
+    JsonOption,
+    open_stages,
+)
+from quantum.base import InputError
+
+
+def refuse_together(option: str, others: dict[str, object]) -> None:
+    """Refuse options that another one would silently leave without effect.
+
+    Raises
+    ------
+    InputError
+    """
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise InputError(f"{option} writes no file; expected it without {', '.join(given)}")
 
 
 def evaluate(
@@ -15,15 +34,23 @@ def evaluate(
     figure: Annotated[
         Path | None, typer.Option(help="Write the reliability plot to this HTML file.")
     ] = None,
+    hard: HardOption = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Print every metric of one run with its 95 % interval, from the stored per-visit rows.
 
     Beside the metrics: set sizes, calibration, interactions by severity, and what published
-    scripts would print for the same predictions.
+    scripts would print for the same predictions. With --hard the test part is decoded anew, without
+    forbidden pairs, and the cost is printed.
     """
     stages = open_stages(home, as_json)
+    if hard is not None:
+        refuse_together("--hard", {"--figure": figure})
+        from orchestration.safety import show_hard
+
+        show_hard(stages, stages.run(run), hard)
+        return
     stages.show_evaluation(stages.run(run), figure)
 
 
@@ -39,6 +66,9 @@ def compare(
     bold: Annotated[
         bool, typer.Option("--bold", help="LaTeX: print the highest value of a column in bold.")
     ] = False,
+    severity: Annotated[
+        bool, typer.Option("--severity", help="DDI rate of every grade beside the Jaccard.")
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,5 +78,11 @@ def compare(
     """
     stages = open_stages(home, as_json)
     found = [stages.run(name) for name in runs]
+    if severity:
+        refuse_together("--severity", {"--csv": csv, "--latex": latex, "--bold": bold})
+        from orchestration.safety import show_severity
+
+        show_severity(stages, found, reference)
+        return
     cohort = stages.cohort_of(found[0])
     stages.show_comparison(found, cohort, reference, csv=csv, latex=latex, bold=bold)

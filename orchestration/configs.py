@@ -9,9 +9,11 @@ from pydantic import BaseModel
 from medrec.config import (
     CohortConfig,
     ConceptConfig,
+    CrossConfig,
     DemoConfig,
     FeatureRunConfig,
     PretrainRunConfig,
+    StudyConfig,
     TrainConfig,
     TuneConfig,
 )
@@ -24,6 +26,9 @@ KIND_OF_FOLDER: dict[str, type[BaseModel]] = {
     "pretrain": PretrainRunConfig,
     "tune": TuneConfig,
     "train": TrainConfig,
+    "papers": TrainConfig,
+    "studies": StudyConfig,
+    "cross": CrossConfig,
     "concepts": ConceptConfig,
     "demo": TrainConfig,
 }

@@ -27,7 +27,9 @@ def show_evaluation(terminal: Terminal, run: Run, figure: Path | None = None) ->
     """Print every metric of one run with its interval, and tables about its rows."""
     from medrec.data.ddi import SEVERITY_NAMES
     from medrec.evaluation import describe
+    from medrec.evaluation.atc_classes import class_table
     from medrec.evaluation.compare import evaluation_table, load_rows
+    from medrec.evaluation.coverage import coverage_note, coverage_table
 
     rows, report = load_rows(run), run.report()
     tables = {
@@ -36,6 +38,8 @@ def show_evaluation(terminal: Terminal, run: Run, figure: Path | None = None) ->
         "reliability": describe.reliability(rows),
         "ddi_by_severity": describe.ddi_by_severity(rows, SEVERITY_NAMES),
         "legacy_definitions": describe.legacy_definitions(rows),
+        "drugs_by_map": coverage_table(report),
+        "atc_level_3_classes": class_table(report),
     }
     facts = {
         "run": run.name,
@@ -45,6 +49,8 @@ def show_evaluation(terminal: Terminal, run: Run, figure: Path | None = None) ->
         "patients": int(rows["patient"].nunique()),
         "visits": len(rows),
     }
+    if (note := coverage_note([report])) is not None:
+        facts["drugs with a map"] = note
     if figure is not None:
         _write_figure(figure, run, tables["reliability"])
         terminal.say(f"reliability plot: {figure}")

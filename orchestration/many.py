@@ -126,6 +126,33 @@ def _outcomes(ray: Any, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job
             ray.cancel(reference, force=True)
 
 
+def try_many(
+    jobs: Sequence[Job], workers: int, terminal: Terminal
+) -> tuple[dict[Job, str], dict[Job, tuple[str, str]]]:
+    """Run jobs as Ray tasks, at most ``workers`` at a time; what fails does not stop the others.
+
+    Returns
+    -------
+    found : dict of Job to str
+        Names of the finished runs.
+    failed : dict of Job to (kind of error, message)
+    """
+    from orchestration.cluster import check_shared, local_ray, require
+
+    found: dict[Job, str] = {}
+    failed: dict[Job, tuple[str, str]] = {}
+    with local_ray() as ray, terminal.progress("train", len(jobs)) as step:
+        require(ray, cpus=workers)
+        check_shared(ray, Path(jobs[0].home))
+        for job, status, text in _outcomes(ray, jobs, workers):
+            if status == "done":
+                found[job] = text
+            else:
+                failed[job] = status, text
+            step.advance(job.label)
+    return found, failed
+
+
 def train_many(jobs: Sequence[Job], workers: int, terminal: Terminal) -> list[Run]:
     """Run jobs as Ray tasks, at most ``workers`` at a time.
 
@@ -139,25 +166,12 @@ def train_many(jobs: Sequence[Job], workers: int, terminal: Terminal) -> list[Ru
     ResourceError, TransientError
         After everything else is finished, if some jobs failed; says which and why.
     """
-    from orchestration.cluster import check_shared, local_ray, require
-
-    found: dict[Job, str] = {}
-    failed: list[str] = []
-    kinds: set[str] = set()
-    with local_ray() as ray, terminal.progress("train", len(jobs)) as step:
-        require(ray, cpus=workers)
-        check_shared(ray, Path(jobs[0].home))
-        for job, status, text in _outcomes(ray, jobs, workers):
-            if status == "done":
-                found[job] = text
-            else:
-                kinds.add(status)
-                failed.append(f"{job.label}: {status}: {text}")
-            step.advance(job.label)
+    found, failed = try_many(jobs, workers, terminal)
     if failed:
+        kinds = {status for status, _ in failed.values()}
         kind = TransientError if kinds == {"transient"} else ResourceError
         raise kind(
             f"{len(failed)} of {len(jobs)} runs failed, the others are finished: "
-            + "; ".join(failed)
+            + "; ".join(f"{job.label}: {status}: {text}" for job, (status, text) in failed.items())
         )
     return [Run.load(Home(Path(job.home)).runs / found[job]) for job in jobs]

@@ -28,6 +28,10 @@ FeaturesOption = Annotated[
 ConceptsOption = Annotated[
     str | None, typer.Option("--concepts", help="Concept table name, as `concepts` printed.")
 ]
+HardOption = Annotated[
+    str | None,
+    typer.Option("--hard", help="Forbid pairs of this severity or worse: contraindicated."),
+]
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration file.")]
 DEFAULT_HOME = Path("medrec-work")
 

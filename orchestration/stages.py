@@ -16,6 +16,7 @@ import pandas as pd
 
 from medrec.config import (
     CohortConfig,
+    ConceptConfig,
     FeatureRunConfig,
     PretrainRunConfig,
     TrainConfig,
@@ -176,6 +177,21 @@ class Stages:
                 "they were set aside and are computed again by the next features run"
             )
 
+    # ------------------------------------------------------------------ concepts
+
+    def build_concepts(self, config: ConceptConfig, cohort: Cohort) -> ConceptTable:
+        """Make the codes of a cohort's concepts, or find them."""
+        from medrec.concepts.build import build_concepts
+
+        with self.terminal.progress("concepts", None) as step:
+            return build_concepts(config, cohort, self.home, lambda note: step.advance(note))
+
+    def show_concepts(self, table: ConceptTable, without: ConceptTable | None = None) -> None:
+        """Print collisions and memory of a concept table."""
+        from orchestration.cli_concepts import show_concepts
+
+        show_concepts(self.terminal, table, without)
+
     # ------------------------------------------------------------------ learning
 
     def pretrain(self, config: PretrainRunConfig, cohort: Cohort, features: FeatureTable) -> Run:
@@ -294,18 +310,14 @@ class Stages:
 
         show_comparison(self.terminal, runs, cohort, reference, **files)
 
-    def recommend(self, run: Run, visits: Path, top: int) -> None:
-        """Recommend for one patient read from JSON."""
+    def recommend(self, run: Run, visits: Path, top: int, hard: str | None = None) -> None:
+        """Recommend for one patient read from JSON; ``hard`` names a forbidden severity."""
+        from medrec.evaluation.hard_mode import parse_grade
         from medrec.recommend import recommend
 
-        try:
-            text = sys.stdin.read() if str(visits) == "-" else visits.read_text(encoding="utf-8")
-            document = json.loads(text)
-        except FileNotFoundError as error:
-            raise InputError(f"file not found: {visits}") from error
-        except (OSError, ValueError) as error:
-            raise InputError(f"not readable as JSON: {visits} ({type(error).__name__})") from error
-        result = recommend(run, self.home, document)
+        grade = None if hard is None else parse_grade(hard)
+
+        result = recommend(run, self.home, read_document(visits), forbid=grade)
         for text in result["warnings"]:
             self.terminal.warn(text)
         drugs = pd.DataFrame(result["drugs"][:top])
@@ -327,7 +339,13 @@ class Stages:
             result["caution"],
         )
 
-    def report(self, runs: list[Run], features: FeatureTable | None, out: Path | None) -> Path:
+    def report(
+        self,
+        runs: list[Run],
+        features: FeatureTable | None,
+        out: Path | None,
+        with_patient: bool = False,
+    ) -> Path:
         """Write the HTML page of some runs."""
         from medrec.report import build_report
 
@@ -345,5 +363,17 @@ class Stages:
             tune_run=next(iter(by_kind["tune"]), None),
             pretrain_run=next(iter(by_kind["pretrain"]), None),
             features=features,
+            with_patient=with_patient,
             out=target,
         )
+
+
+def read_document(path: Path) -> Any:
+    """Read JSON from a file, or from standard input for ``-``."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        return json.loads(text)
+    except FileNotFoundError as error:
+        raise InputError(f"file not found: {path}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"not readable as JSON: {path} ({type(error).__name__})") from error

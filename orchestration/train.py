@@ -72,9 +72,12 @@ def run_pretrain(
             {
                 "model": "bimodal 2D-3D",
                 "workers": scaling.num_workers,
-                "n_molecules": int(state["n_molecules"]),
+                **state["facts"],
                 "best_loss": float(state["best_loss"]),
                 "retrieval_accuracy": float(metrics["retrieval_accuracy"].iloc[-1]),
+                "retrieval_accuracy_fragment": float(
+                    metrics["retrieval_accuracy_fragment"].iloc[-1]
+                ),
                 "molecules_per_s": round(float(metrics["molecules_per_s"].median()), 1),
             }
         )
@@ -184,7 +187,7 @@ def _worker(settings: dict[str, Any]) -> None:
             checkpoint = None
             if rank == 0:
                 buffer = io.BytesIO()
-                torch.save({**make_state(), "n_molecules": len(data)}, buffer)
+                torch.save({**make_state(), "facts": data.facts}, buffer)
                 write_bytes_atomic(Path(folder) / _STATE, buffer.getvalue())
                 checkpoint = train.Checkpoint.from_directory(folder)
             train.report({"epoch": epoch, "loss": metrics["loss"]}, checkpoint=checkpoint)

@@ -34,7 +34,7 @@ from medrec.data.cohort import Cohort
 from medrec.fitting import LearningData, build_learning_data, fit, fit_context
 from medrec.molecules.features import FeatureTable
 from medrec.runs import Home, Run
-from medrec.training import uses_molecules
+from medrec.training import feature_sets_of, uses_molecules
 from orchestration.cluster import check_shared, ensure_ray, require
 from quantum.base import ConfigError, ResourceError, TransientError
 
@@ -333,7 +333,7 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
         settings["features"],
         config.split,
         uses_molecules(config),
-        getattr(config.model, "feature_sets", None),
+        feature_sets_of(config),
     )
     torch.manual_seed(config.seed)
     data = fit_context(config, data)

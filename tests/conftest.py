@@ -43,3 +43,29 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory):
         }
     )
     return home, prepare_cohort(config, home)
+
+
+@pytest.fixture(scope="session")
+def concept_table(synthetic, tmp_path_factory: pytest.TempPathFactory):
+    """Concept table of the synthetic cohort with random views and codes; written nowhere."""
+    import numpy as np
+
+    from medrec.concepts.table import KINDS, VIEWS, ConceptCodes, ConceptTable, ConceptViews
+
+    _, cohort = synthetic
+    rng = np.random.default_rng(0)
+    views, codes = {}, {}
+    for kind in KINDS:
+        names = tuple(sorted({code for visit in cohort.visits[kind] for code in visit}))
+        n, n_codes = len(names), 4
+        views[kind] = ConceptViews(
+            names,
+            rng.normal(size=(n, 10)).astype(np.float32),
+            rng.normal(size=(n, 6)).astype(np.float32),
+        )
+        codes[kind] = ConceptCodes(
+            rng.integers(0, n_codes, (n, len(VIEWS), 3)).astype(np.int16),
+            rng.normal(scale=0.3, size=(len(VIEWS), 3, n_codes, 8)).astype(np.float32),
+        )
+    manifest = {"digest": "0" * 64, "views": list(VIEWS)}
+    return ConceptTable(tmp_path_factory.mktemp("concepts"), manifest, views, codes)

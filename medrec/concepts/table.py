@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from quantum.base import InputError, read_json, write_bytes_atomic, write_json_a
 KINDS = ("diagnoses", "procedures", "drugs")
 VIEWS = ("semantic", "structural")
 ARRAYS_FILE, MANIFEST_FILE = "concepts.npz", "manifest.json"
+DESCRIPTIONS_FILE = "descriptions.json"
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,22 @@ class ConceptCodes:
     views: tuple[str, ...] = VIEWS
 
 
+def index_dtype(n_codes: int) -> np.dtype[Any]:
+    """Smallest integer type that models keep indices of so many codes in: uint8 or int16."""
+    return np.dtype(np.uint8 if n_codes <= 256 else np.int16)
+
+
 @dataclass(frozen=True)
 class ConceptTensors:
     """Codes of one kind in the order of a vocabulary: (N, V, L) and (V, L, K, d)."""
 
     index: torch.Tensor
     books: torch.Tensor
+    views: tuple[str, ...] = VIEWS
 
     def to(self, device: torch.device | str) -> ConceptTensors:
         """Copy to a device."""
-        return ConceptTensors(self.index.to(device), self.books.to(device))
+        return ConceptTensors(self.index.to(device), self.books.to(device), self.views)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,22 @@ class ConceptTable:
     def digest(self) -> str:
         """Digest of everything that went into the table."""
         return str(self.manifest["digest"])
+
+    @cached_property
+    def _descriptions(self) -> dict[str, Any]:
+        """Titles and neighbours, read when they are first asked for; they may be absent."""
+        file = self.folder / DESCRIPTIONS_FILE
+        return dict(read_json(file)) if file.is_file() else {}
+
+    def titles(self, kind: str) -> tuple[str, ...]:
+        """Title of each concept of a kind; its code where there is none."""
+        known = self._descriptions.get(kind, {}).get("titles", {})
+        return tuple(known.get(code, code) for code in self.views[kind].codes)
+
+    def neighbours(self, kind: str, code: str) -> list[tuple[str, str]]:
+        """Relation and label of each stored neighbour of a concept in the knowledge graph."""
+        known = self._descriptions.get(kind, {}).get("neighbours", {})
+        return [(str(relation), str(label)) for relation, label in known.get(code, ())]
 
     @classmethod
     def load(cls, folder: Path) -> ConceptTable:
@@ -161,5 +185,6 @@ class ConceptTable:
             found[kind] = ConceptTensors(
                 torch.from_numpy(codes.index[rows].astype(np.int64)),
                 torch.from_numpy(codes.books),
+                codes.views,
             )
         return found

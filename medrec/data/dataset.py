@@ -13,16 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 
-from medrec.data.cohort import Cohort
 from medrec.data.schema import Vocabularies, Vocabulary
 
 Codes = npt.NDArray[np.int64]
+
+
+class HasVisits(Protocol):
+    """What encoding reads of a cohort."""
+
+    @property
+    def visits(self) -> pd.DataFrame:
+        """Columns patient, visit, diagnoses, procedures, drugs; sorted by patient and visit."""
 
 
 @dataclass
@@ -328,7 +336,7 @@ def collate(visits: Sequence[PatientVisits], patients: Sequence[int], n_drugs: i
     return batch
 
 
-def build_dataset(cohort: Cohort, vocabularies: Vocabularies) -> VisitDataset:
+def build_dataset(cohort: HasVisits, vocabularies: Vocabularies) -> VisitDataset:
     """Encode all patients of a cohort."""
     visits = cohort.visits
     numbers = visits["patient"].to_numpy(np.int64)

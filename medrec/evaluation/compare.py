@@ -13,6 +13,7 @@ from medrec.data.cohort import Cohort
 from medrec.evaluation.bootstrap import bootstrap_intervals, percentile_interval
 from medrec.evaluation.cells import Cells
 from medrec.evaluation.context import ddi_by_frequency, optimum_rows
+from medrec.evaluation.coverage import coverage_note
 from medrec.evaluation.groups import (
     Group,
     find_group,
@@ -288,6 +289,8 @@ def _facts(
                 np.mean([_expected(rows[_BEST, s][0]) for s in splits])
             ),
         }
+    notes = {group.label: coverage_note(group.reports) for group in groups}
+    facts["map_coverage"] = {label: note for label, note in notes.items() if note is not None}
     facts["caution"] = caution(min(facts["n_test_patients"]))
     return facts
 
@@ -322,6 +325,9 @@ def _header(facts: dict[str, Any]) -> dict[str, Any]:
             f"{facts['jaccard_optimum_high']:.4f}], expected "
             f"{facts['jaccard_optimum_expected']:.4f}"
         )
+    if facts["map_coverage"]:
+        found = facts["map_coverage"].items()
+        header["drugs with a map"] = "; ".join(f"{name}: {note}" for name, note in found)
     header["caution"] = facts["caution"]
     return header
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medrec.config import TrainConfig
 from medrec.models.base import CountingModel, DrugContext, Recommender
+from medrec.models.bimorec import BiMoRec
 from medrec.models.causalmed import CausalMed
 from medrec.models.cognet import COGNet
 from medrec.models.depot import Depot
@@ -12,9 +13,11 @@ from medrec.models.gamenet import GAMENet
 from medrec.models.leap import Leap
 from medrec.models.linear import CopyFrequency, CopyLast, LogisticRegression, TopK
 from medrec.models.micron import Micron
+from medrec.models.mmm import MMM
 from medrec.models.molerec import MoleRec
 from medrec.models.retain import Retain
 from medrec.models.safedrug import SafeDrug
+from medrec.models.scqmed import SCQMed
 from medrec.models.udc import UDC
 
 COUNTING_MODELS: dict[str, type] = {
@@ -25,16 +28,19 @@ COUNTING_MODELS: dict[str, type] = {
     "ecc": ECC,
 }
 LEARNED_MODELS: dict[str, type[Recommender]] = {
+    "bimorec": BiMoRec,
     "causalmed": CausalMed,
     "cognet": COGNet,
     "depot": Depot,
     "gamenet": GAMENet,
     "leap": Leap,
     "micron": Micron,
+    "mmm": MMM,
     "molerec": MoleRec,
     "retain": Retain,
     "udc": UDC,
     "safedrug": SafeDrug,
+    "scqmed": SCQMed,
 }
 
 

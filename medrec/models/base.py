@@ -17,7 +17,7 @@ from torch import nn
 from medrec.concepts.table import ConceptTensors
 from medrec.config import TrainConfig
 from medrec.data.dataset import VisitBatch, VisitDataset
-from medrec.models.losses import LossTerms, combined_loss
+from medrec.models.losses import LossTerms, combined_loss, gating_matrix, penalty_matrix
 from medrec.molecules.drugs import DrugMolecules
 from medrec.molecules.structure import MoleculeTables
 from quantum.base import InputError
@@ -173,6 +173,9 @@ class Recommender(nn.Module):
     def __init__(self, config: TrainConfig, context: DrugContext) -> None:
         super().__init__()
         self.config, self.context = config, context
+        # of the loss alone: no buffers, so that weights do not change with them
+        self.penalty = penalty_matrix(context, config.loss)
+        self.gating = gating_matrix(context, config.loss)
         self.register_buffer("threshold", torch.tensor(config.optim.threshold))
         self._encoded: Any = None
 
@@ -217,9 +220,10 @@ class Recommender(nn.Module):
         return combined_loss(
             prediction.logits[batch.mask],
             batch.target[batch.mask],
-            self.context.ddi,
+            self.gating,
             self.config.loss,
             self.config.optim.threshold,
+            penalty=self.penalty,
         )
 
     def train(self, mode: bool = True) -> Recommender:

@@ -153,8 +153,9 @@ class GAMENet(Recommender):
         return combined_loss(
             prediction.logits[batch.mask],
             batch.target[batch.mask],
-            self.context.ddi,
+            self.gating,
             settings.model_copy(update={"ddi_normalised": True}),
             self.config.optim.threshold,
             self.annealed,
+            self.penalty,
         )

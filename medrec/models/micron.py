@@ -128,9 +128,9 @@ class Micron(Recommender):
     def _interaction(self, scores: torch.Tensor) -> torch.Tensor:
         """Sum of L_ddi over the visits (n, D) whose thresholded sets are above the target."""
         probs = torch.sigmoid(scores)
-        rate = ddi_rate(probs.detach() >= self.config.optim.threshold, self.context.ddi)
+        rate = ddi_rate(probs.detach() >= self.config.optim.threshold, self.gating)
         above = (rate > self.config.loss.ddi_target).to(probs.dtype)
-        pairs = ((probs @ self.context.ddi) * probs).sum(dim=1) / scores.shape[1]
+        pairs = ((probs @ self.penalty) * probs).sum(dim=1) / scores.shape[1]
         return (above * pairs).sum()
 
     @torch.no_grad()

@@ -5,8 +5,8 @@ fragments are encoded once per optimiser step and not once per visit; all visits
 through one causal pass; a patient vector holds each GRU state once (the released one holds it
 twice); attention exists only between a drug and its own fragments, and the first, linear layer of
 the score is applied to fragments before they are aggregated, which gives the same numbers.
-Options: a pre-trained molecule encoder, and ELF features of the drugs, which enter as a
-learned projection added to the molecule's vector, with a learned vector where they are missing.
+Molecules and fragments come from any representation (`medrec.models.representations`); the paper's
+is ``gin``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from medrec.config import MoleRecModelConfig, TrainConfig
 from medrec.data.dataset import VisitBatch
 from medrec.models.base import DrugContext, Prediction, Recommender
 from medrec.models.layers import BagEmbedding, MaskedAggregation, SetAttention
-from medrec.molecules.encoders_2d import GINEncoder
+from medrec.models.representations import Representation, owners
 from quantum.base import InputError
 
 
@@ -50,37 +50,18 @@ class MoleRec(Recommender):
         self.procedures = BagEmbedding(context.n_procedures, d, model.dropout)
         self.gru_diagnoses = nn.GRU(d, d, batch_first=True)
         self.gru_procedures = nn.GRU(d, d, batch_first=True)
-        n_fragments = molecules.fragments.n_graphs
+        n_fragments = owners(model.representation, molecules)[1].shape[1]
         self.query = nn.Sequential(nn.ReLU(), nn.Linear(2 * d, d))
         self.relation = nn.Linear(d, n_fragments)
-        self.gin_molecule = GINEncoder(d, model.gnn_layers, model.gnn_dropout)
-        self.gin_fragment: GINEncoder | None = None
-        if model.substructure_encoder == "gnn":
-            self.gin_fragment = GINEncoder(d, model.gnn_layers, model.gnn_dropout)
-        else:
-            self.fragment_table = nn.Parameter(torch.empty(n_fragments, d).uniform_(-0.1, 0.1))
-        self.elf: ELFInput | None = None
-        if model.use_elf:
-            if molecules.elf.shape[1] == 0:
-                raise InputError("use_elf is on, but no feature table was given; see --features")
-            self.elf = ELFInput(molecules.elf.shape[1], d)
+        self.representation = Representation(model.representation, molecules, d)
         self.set_attention = SetAttention(d, model.n_heads, model.sab)
-        self.aggregate = MaskedAggregation(d, molecules.fragment_mask)
+        self.aggregate = MaskedAggregation(d, self.representation.fragment_mask)
         self.score = nn.Sequential(nn.Linear(d, d // 2), nn.ReLU(), nn.Linear(d // 2, 1))
 
     def encode_drugs(self) -> EncodedDrugs:
         """Encode molecules and fragments, and their attention."""
-        tables = self.context.molecules
-        assert tables is not None
-        vectors = self.gin_molecule(tables.molecules)
-        if self.elf is not None:
-            vectors = vectors + self.elf(tables.elf, tables.elf_mask)
-        drugs = tables.projection @ vectors
-        if self.gin_fragment is not None:
-            fragments = self.gin_fragment(tables.fragments)
-        else:
-            fragments = self.fragment_table
-        fragments = self.set_attention(fragments)
+        drugs = self.representation.drugs()
+        fragments = self.set_attention(self.representation.fragments())
         attention = self.aggregate.attention(drugs, fragments)
         return EncodedDrugs(attention, fragments)
 
@@ -106,24 +87,5 @@ class MoleRec(Recommender):
         return self.decide(logits)
 
     def load_pretrained(self, state: dict[str, Any]) -> None:
-        """Start both 2D encoders from a pre-trained one, batch-norm buffers included."""
-        sizes = state["encoder"]
-        ours = {"d_model": self.gin_molecule.d_model, "gin_layers": self.gin_molecule.n_layers}
-        if sizes != ours:
-            raise InputError(f"pre-trained encoder has sizes {sizes}, the model has {ours}")
-        self.gin_molecule.load_state_dict(state["gin_molecule"])
-        if self.gin_fragment is not None:
-            self.gin_fragment.load_state_dict(state.get("gin_fragment", state["gin_molecule"]))
-
-
-class ELFInput(nn.Module):
-    """Projection of ELF features, and one learned vector for molecules without them."""
-
-    def __init__(self, n_features: int, d_model: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(n_features, d_model)
-        self.missing = nn.Parameter(torch.zeros(d_model))
-
-    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Vectors of K molecules (K, d)."""
-        return torch.where(mask.unsqueeze(1), self.project(features), self.missing)
+        """Start the representation's molecule encoder from a pre-training run."""
+        self.representation.load_pretrained(state)

@@ -4,7 +4,8 @@ A recommender asks for vectors of K molecules and of S fragments, and for who ow
 projection (D, K) from molecules to drug classes and the mask (D, S) of fragments. With the kind
 ``none`` each class is its own molecule and its own fragment, with one learned vector each, so that
 nothing of chemistry is left. With ``shuffle_seed`` each class gets the molecules and fragments of
-another one: the null test of what molecules add.
+another one: the null test of what molecules add. Fragments are encoded by a 2D graph network or a
+learned table, whatever the kind: the kind is about whole molecules.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medrec.config import RepresentationConfig
 from medrec.molecules.encoders_2d import GINEncoder
+from medrec.molecules.encoders_interact import InteractEncoder, pair_molecules, pooled
 from medrec.molecules.structure import FINGERPRINT_BITS, MoleculeTables
 from quantum.base import InputError
 
@@ -43,15 +45,7 @@ class Representation(nn.Module):
     def __init__(self, config: RepresentationConfig, tables: MoleculeTables, d_model: int) -> None:
         super().__init__()
         self.config, self.tables, self.d_model = config, tables, d_model
-        projection, mask = tables.projection, tables.fragment_mask
-        if config.kind == "none":
-            projection = torch.eye(len(projection), device=projection.device)
-            mask = projection > 0
-        elif config.shuffle_seed is not None:
-            order = torch.randperm(
-                len(projection), generator=torch.Generator().manual_seed(config.shuffle_seed)
-            ).to(projection.device)
-            projection, mask = projection[order], mask[order]
+        projection, mask = owners(config, tables)
         self.register_buffer("projection", projection, persistent=False)
         self.register_buffer("fragment_mask", mask, persistent=False)
         self.molecule_encoder = _molecule_encoder(config, tables, d_model, len(projection))
@@ -77,23 +71,71 @@ class Representation(nn.Module):
     def load_pretrained(self, state: dict[str, Any]) -> None:
         """Start graph networks from a pre-training run, batch-norm buffers included.
 
+        ``molinteract`` starts its towers, from the key ``interact``; every other kind its 2D
+        networks, from ``gin_molecule``.
+
         Raises
         ------
         InputError
-            If this representation has no such network, or one of another size.
+            If this representation has no such network, or the run none that fits.
         """
-        inputs = [
+        kind = InteractInput if self.config.kind == "molinteract" else GraphInput
+        inputs: list[GraphInput | InteractInput] = [
             part
             for encoder in (self.molecule_encoder, self.fragment_encoder)
             for part in encoder.modules()
-            if isinstance(part, GraphInput)
+            if isinstance(part, kind)
         ]
-        if not inputs or self.config.kind not in ("gin", "gin_elf"):
+        if not inputs or self.config.kind not in ("gin", "gin_elf", "molinteract"):
             raise InputError(
-                f"representation '{self.config.kind}' has no 2D encoder to start from a run"
+                f"representation '{self.config.kind}' has no molecule encoder to start from a run"
             )
         for part in inputs:
             part.load_pretrained(state)
+
+
+def owners(config: RepresentationConfig, tables: MoleculeTables) -> tuple[Tensor, Tensor]:
+    """Who owns which molecule and which fragment.
+
+    Returns
+    -------
+    projection : FloatTensor (D, K)
+        Mean over the molecules of a class; the identity for the kind ``none``.
+    mask : BoolTensor (D, S)
+        Fragments of a class; the identity for the kind ``none``.
+
+    Raises
+    ------
+    InputError
+        If a single class is to be shuffled.
+    """
+    projection, mask = tables.projection, tables.fragment_mask
+    if config.kind == "none":
+        projection = torch.eye(len(projection), device=projection.device)
+        return projection, projection > 0
+    if config.shuffle_seed is not None:
+        order = derangement(len(projection), config.shuffle_seed).to(projection.device)
+        return projection[order], mask[order]
+    return projection, mask
+
+
+def derangement(n: int, seed: int) -> Tensor:
+    """Permutation (n,) that leaves nothing in its place: one cycle through everything, at random.
+
+    A plain random permutation keeps one element in its place on average, and such a class would
+    keep its own molecules in the null test.
+
+    Raises
+    ------
+    InputError
+        If ``n`` is below 2.
+    """
+    if n < 2:
+        raise InputError(f"{n} drug class cannot be shuffled; expected 2 or more")
+    cycle = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.empty_like(cycle)
+    order[cycle] = cycle.roll(1)
+    return order
 
 
 def _molecule_encoder(
@@ -111,9 +153,10 @@ def _molecule_encoder(
                 f"representation '{config.kind}' reads a feature table, and none was given; "
                 "expected --features NAME"
             )
-        elf = FeatureInput(tables.elf.shape[1], d_model)
+        hidden = hidden_maps(tables.elf_mask, config.hide_share)
+        elf = FeatureInput(tables.elf.shape[1], d_model, hidden)
         return elf if config.kind == "elf" else SumInput(GraphInput(config, d_model), elf)
-    raise InputError(f"representation '{config.kind}' is not available")
+    return InteractInput(config, tables, d_model)
 
 
 class LearnedTable(nn.Module):
@@ -146,7 +189,15 @@ class GraphInput(nn.Module):
         return vectors
 
     def load_pretrained(self, state: dict[str, Any]) -> None:
-        """Take pre-trained weights and buffers; fragments take the molecules' if there are none."""
+        """Take pre-trained weights and buffers; fragments take the molecules' if there are none.
+
+        Raises
+        ------
+        InputError
+            If the run holds no 2D graph network, or one of another size.
+        """
+        if "gin_molecule" not in state:
+            raise InputError("pre-training run holds no 2D graph network ('gin_molecule')")
         ours = {"d_model": self.gin.d_model, "gin_layers": self.gin.n_layers}
         if state["encoder"] != ours:
             raise InputError(
@@ -157,17 +208,69 @@ class GraphInput(nn.Module):
 
 
 class FeatureInput(nn.Module):
-    """Projection of standardised features, and one learned vector for molecules without them."""
+    """Projection of standardised features, and one learned vector for molecules without them.
 
-    def __init__(self, n_features: int, d_model: int) -> None:
+    A row belongs to a molecule and not to a place: the table was aligned by species, and a molecule
+    without features keeps its row, so that nothing moves up.
+
+    Parameters
+    ----------
+    n_features : int
+    hidden : BoolTensor (K,), optional
+        Molecules whose features are not to be used, see `hidden_maps`; saved with the weights.
+    """
+
+    hidden: torch.Tensor | None
+
+    def __init__(self, n_features: int, d_model: int, hidden: torch.Tensor | None = None) -> None:
         super().__init__()
         self.project = nn.Linear(n_features, d_model)
-        self.missing = nn.Parameter(torch.zeros(d_model))
+        # not zeros: a ReLU behind them would pass no gradient back
+        self.missing = nn.Parameter(torch.empty(d_model).uniform_(-0.1, 0.1))
+        self.free: nn.Parameter | None = None
+        self.register_buffer("hidden", hidden)
+
+    def release(self, tables: MoleculeTables) -> None:
+        """Make the features free parameters (K, F) that start at the measured values."""
+        self.free = nn.Parameter(tables.elf.clone())
+
+    def present(self, tables: MoleculeTables) -> torch.Tensor:
+        """Molecules whose features are used (K,)."""
+        return tables.elf_mask if self.hidden is None else tables.elf_mask & ~self.hidden
 
     def forward(self, tables: MoleculeTables) -> torch.Tensor:
         """Vectors of K molecules (K, d)."""
-        vectors = self.project(tables.elf)
-        return torch.where(tables.elf_mask.unsqueeze(1), vectors, self.missing)
+        vectors = self.project(tables.elf if self.free is None else self.free)
+        return torch.where(self.present(tables).unsqueeze(1), vectors, self.missing)
+
+
+def hidden_maps(mask: torch.Tensor, share: float) -> torch.Tensor | None:
+    """Draw molecules whose features are to be hidden.
+
+    The draw takes torch's seed, which is the run's, and no number from torch's own sequence: the
+    same seed gives the same initial weights at every share, and a larger share hides what a smaller
+    one hides and more.
+
+    Parameters
+    ----------
+    mask : BoolTensor (K,)
+        Molecules with features.
+    share : float
+        Of these, to hide; rounded to whole molecules.
+
+    Returns
+    -------
+    BoolTensor (K,) or None
+        None where nothing is to be hidden.
+    """
+    if share == 0.0:
+        return None
+    measured = torch.nonzero(mask.cpu()).flatten()
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    order = measured[torch.randperm(len(measured), generator=generator)]
+    hidden = torch.zeros(len(mask), dtype=torch.bool)
+    hidden[order[: round(share * len(measured))]] = True
+    return hidden.to(mask.device)
 
 
 class FingerprintInput(nn.Module):
@@ -183,6 +286,39 @@ class FingerprintInput(nn.Module):
         """Vectors of K molecules (K, d)."""
         vectors: torch.Tensor = self.layers(tables.fingerprints)
         return vectors
+
+
+class InteractInput(nn.Module):
+    """2D and 3D towers that interact; the means of both, joined, through a dense layer.
+
+    Molecules without a conformer use the 2D tower alone.
+
+    Raises
+    ------
+    InputError
+        If no molecule has a conformer.
+    """
+
+    def __init__(self, config: RepresentationConfig, tables: MoleculeTables, d_model: int) -> None:
+        super().__init__()
+        if tables.geometries is None:
+            raise InputError(
+                "representation 'molinteract' reads conformers, and no molecule has one; expected "
+                "--features NAME with conformers"
+            )
+        self.towers = InteractEncoder(d_model, config.layers, config.dropout)
+        self.read_out = nn.Linear(2 * d_model, d_model)
+        # pairs within the cut-off are found once and not in every step
+        self.pairs = pair_molecules(tables.molecules, tables.geometries, tables.with_geometry)
+
+    def forward(self, tables: MoleculeTables) -> torch.Tensor:
+        """Vectors of K molecules (K, d)."""
+        vectors: torch.Tensor = self.read_out(pooled(self.pairs, *self.towers(self.pairs)))
+        return vectors
+
+    def load_pretrained(self, state: dict[str, Any]) -> None:
+        """Take pre-trained towers; the read-out starts anew."""
+        self.towers.load_pretrained(state)
 
 
 class SumInput(nn.Module):

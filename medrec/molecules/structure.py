@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rdkit import Chem
 from rdkit.Chem import BRICS, rdFingerprintGenerator
@@ -154,13 +155,28 @@ def fingerprint_bits(smiles: Sequence[str]) -> torch.Tensor:
 def conformer_geometries(
     drugs: DrugMolecules, features: FeatureTable | None
 ) -> tuple[Geometries | None, torch.Tensor]:
-    """Geometries of the molecules that have a conformer, and which these are (K,)."""
+    """Geometries of the molecules that have a conformer, and which these are (K,).
+
+    A conformer counts if its heavy atoms are those of the SMILES, in the same order, so that 2D and
+    3D encoders speak of the same atoms. Standardised species are written so; a SMILES with hydrogen
+    as an atom of its own (an isotope, molecular hydrogen) is not.
+    """
     if features is None or not len(drugs):
         return None, torch.zeros(len(drugs), dtype=torch.bool)
-    found = [features.conformer(int(row)) for row in features.rows(drugs.species)]
+    found = [
+        conformer if conformer is not None and _same_atoms(smiles, conformer[0]) else None
+        for smiles, row in zip(drugs.smiles, features.rows(drugs.species), strict=True)
+        for conformer in [features.conformer(int(row))]
+    ]
     present = [item for item in found if item is not None]
     mask = torch.tensor([item is not None for item in found], dtype=torch.bool)
     return (build_geometries(present, CUTOFF_ANGSTROM) if present else None), mask
+
+
+def _same_atoms(smiles: str, atomic_numbers: npt.ArrayLike) -> bool:
+    numbers = np.asarray(atomic_numbers)
+    flat = [atom.GetAtomicNum() for atom in Chem.MolFromSmiles(smiles).GetAtoms()]
+    return np.array_equal(flat, numbers[numbers > 1])
 
 
 def build_molecule_tables(

@@ -1,4 +1,8 @@
-"""Contrastive pre-training of a 2D and a 3D encoder on the same molecules (BiMoRec, stage 1)."""
+"""Contrastive pre-training of 2D and 3D encoders on the same structures (BiMoRec, stage 1).
+
+Four encoders with weights of their own: graph networks and geometric vector perceptrons, of whole
+molecules and of their fragments. The loss is L = L_mol + L_sub (eq. 7-11).
+"""
 
 from __future__ import annotations
 
@@ -12,25 +16,46 @@ from medrec.molecules.encoders_3d import GVPEncoder
 from medrec.molecules.geometries import Geometries
 from medrec.molecules.structure import MoleculeGraphs
 
+PARTS = ("gin_molecule", "gvp_molecule", "gin_fragment", "gvp_fragment")
+Embeddings = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 class BimodalEncoder(nn.Module):
-    """A 2D and a 3D view of each molecule in one space."""
+    """A 2D and a 3D view of each molecule in one space, and of each fragment in another."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.gin = GINEncoder(config.d_model, config.gin_layers, config.dropout)
-        self.gvp = GVPEncoder(
-            config.d_model,
-            config.gvp_layers,
-            cutoff_angstrom=config.cutoff_angstrom,
-            n_rbf=config.n_rbf,
-        )
+
+        def flat() -> GINEncoder:
+            return GINEncoder(config.d_model, config.gin_layers, config.dropout)
+
+        def spatial() -> GVPEncoder:
+            return GVPEncoder(
+                config.d_model,
+                config.gvp_layers,
+                cutoff_angstrom=config.cutoff_angstrom,
+                n_rbf=config.n_rbf,
+                dropout=config.gvp_dropout,
+                head_dropout=config.head_dropout,
+            )
+
+        self.gin_molecule, self.gvp_molecule = flat(), spatial()
+        self.gin_fragment, self.gvp_fragment = flat(), spatial()
 
     def forward(
-        self, graphs: MoleculeGraphs, geometries: Geometries
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode both views; two tensors (n, d)."""
-        return self.gin(graphs), self.gvp(geometries)
+        self,
+        molecules: MoleculeGraphs,
+        molecule_geometries: Geometries,
+        fragments: MoleculeGraphs,
+        fragment_geometries: Geometries,
+    ) -> Embeddings:
+        """Encode both views of n molecules and s fragments: two tensors (n, d), two (s, d)."""
+        return (
+            self.gin_molecule(molecules),
+            self.gvp_molecule(molecule_geometries),
+            self.gin_fragment(fragments),
+            self.gvp_fragment(fragment_geometries),
+        )
 
 
 def nt_xent(anchor: torch.Tensor, other: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -1,16 +1,18 @@
 """The pre-training loop: plain, or as one of several workers; it knows no Ray and no files.
 
-With several workers each takes every n-th molecule of a batch, and the embeddings of all workers
-are gathered for the loss, so that negatives, loss and gradients are those of the whole batch. Only
-batch normalisation stays local to a worker, as usual.
+With several workers each takes every n-th molecule and fragment of a batch, and the embeddings of
+all workers are gathered for the loss, so that negatives, loss and gradients are those of the whole
+batch. Only batch normalisation stays local to a worker, as usual.
+
+"Best" is the epoch with the lowest total loss, kept as a copy; in the released script it is a
+reference to the weights that go on changing, and both losses had to fall at once.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,64 +21,23 @@ import torch
 from torch import distributed, nn
 
 from medrec.config import BimodalPretrainConfig
-from medrec.molecules.features import FeatureTable
-from medrec.molecules.geometries import Geometries, build_geometries
-from medrec.molecules.structure import MoleculeGraphs, build_graphs
-from medrec.pretrain.bimodal import BimodalEncoder, contrastive_loss, retrieval_accuracy
+from medrec.molecules.geometries import Geometries
+from medrec.molecules.structure import MoleculeGraphs
+from medrec.pretrain.bimodal import (
+    PARTS,
+    BimodalEncoder,
+    Embeddings,
+    contrastive_loss,
+    retrieval_accuracy,
+)
+from medrec.pretrain.data import PretrainData, build_data
 from quantum.base import InputError
-from quantum.molecule import Species
+
+__all__ = ["PretrainData", "build_data", "export_encoder", "fit", "gather"]
 
 State = dict[str, Any]
 Report = Callable[[dict[str, Any], Callable[[], State]], None]
-
-
-@dataclass
-class PretrainData:
-    """Unique molecules with a conformer."""
-
-    smiles: tuple[str, ...]
-    conformers: tuple[tuple[Any, Any], ...]
-    cutoff_angstrom: float
-    _cache: dict[tuple[int, ...], tuple[MoleculeGraphs, Geometries]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.smiles)
-
-    def batch(self, index: Sequence[int]) -> tuple[MoleculeGraphs, Geometries]:
-        """Both views of some molecules; the last few combinations are kept."""
-        key = tuple(index)
-        if key not in self._cache:
-            if len(self._cache) >= 4:
-                self._cache.clear()
-            self._cache[key] = (
-                build_graphs([self.smiles[i] for i in index]),
-                build_geometries([self.conformers[i] for i in index], self.cutoff_angstrom),
-            )
-        return self._cache[key]
-
-
-def build_data(
-    species: Sequence[Species], features: FeatureTable, cutoff_angstrom: float
-) -> PretrainData:
-    """Molecules of a list that have a conformer of two or more atoms, without repetition.
-
-    Raises
-    ------
-    InputError
-        If fewer than two are left: there is nothing to contrast then.
-    """
-    ordered = sorted(set(species), key=lambda item: item.smiles)
-    kept, conformers = [], []
-    for item, row in zip(ordered, features.rows(ordered), strict=True):
-        conformer = features.conformer(int(row)) if row >= 0 else None
-        if conformer is not None and len(conformer[0]) > 1:
-            kept.append(item.smiles)
-            conformers.append(conformer)
-    if len(kept) < 2:
-        raise InputError(
-            f"{len(kept)} molecules with a conformer in {features.folder.name}; expected at least 2"
-        )
-    return PretrainData(tuple(kept), tuple(conformers), cutoff_angstrom)
+Views = tuple[MoleculeGraphs, Geometries, MoleculeGraphs, Geometries]
 
 
 def fit(
@@ -104,7 +65,13 @@ def fit(
     dict
         ``model``, ``best`` (weights of the lowest loss, copied), ``best_loss``, ``epoch`` and the
         optimiser's state; loads with the restricted unpickler.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two molecules or fragments for each worker.
     """
+    _check_enough(config, data, world_size)
     torch.manual_seed(config.seed)
     model = BimodalEncoder(config.encoder).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr)
@@ -120,21 +87,19 @@ def fit(
         start = time.perf_counter()
         # one generator per epoch and rank: dropout is the same whether or not a run was resumed
         torch.manual_seed(hash((config.seed, epoch, rank)) % 2**31)
-        losses, hits = [], []
+        rows = []
         wrapped.train()
-        for graphs, geometries in _shares(config, data, epoch, rank, world_size):
-            flat, spatial = wrapped(graphs.to(device), geometries.to(device))
-            flat, spatial = gather(flat, world_size), gather(spatial, world_size)
-            loss = contrastive_loss(flat, spatial, config.temperature, symmetric=config.symmetric)
+        for views in _shares(config, data, epoch, rank, world_size):
+            vectors = wrapped(*(view.to(device) for view in views))
+            vectors = tuple(gather(item, world_size) for item in vectors)
+            molecule, fragment, row = _losses(config, vectors)
             optimiser.zero_grad()
-            loss.backward()
+            (molecule + fragment).backward()
             optimiser.step()
-            losses.append(float(loss.detach()))
-            hits.append(retrieval_accuracy(flat.detach(), spatial.detach()))
+            rows.append(row)
         metrics: dict[str, Any] = {
             "epoch": epoch,
-            "loss": float(np.mean(losses)),
-            "retrieval_accuracy": float(np.mean(hits)),
+            **{name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
             "lr": schedule.get_last_lr()[0],
             "seconds": time.perf_counter() - start,
         }
@@ -154,20 +119,57 @@ def fit(
     return {"model": model.state_dict(), "best": best, "best_loss": best_loss}
 
 
+def _losses(
+    config: BimodalPretrainConfig, vectors: Embeddings
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """L_mol, L_sub, and a row of numbers about one step."""
+
+    def loss(flat: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
+        return contrastive_loss(flat, spatial, config.temperature, symmetric=config.symmetric)
+
+    molecule, fragment = loss(*vectors[:2]), loss(*vectors[2:])
+    detached = [item.detach() for item in vectors]
+    row = {
+        "loss": float(molecule.detach() + fragment.detach()),
+        "loss_molecule": float(molecule.detach()),
+        "loss_fragment": float(fragment.detach()),
+        "retrieval_accuracy": retrieval_accuracy(*detached[:2]),
+        "retrieval_accuracy_fragment": retrieval_accuracy(*detached[2:]),
+    }
+    return molecule, fragment, row
+
+
+def _check_enough(config: BimodalPretrainConfig, data: PretrainData, world_size: int) -> None:
+    for what, n in (("molecules", len(data.molecules)), ("fragments", len(data.fragments))):
+        largest = n if config.batch_size is None else min(n, config.batch_size)
+        if largest < 2 * world_size:
+            raise InputError(
+                f"{largest} {what} in a batch for {world_size} workers; expected two for each"
+            )
+
+
 def _shares(
     config: BimodalPretrainConfig, data: PretrainData, epoch: int, rank: int, world_size: int
-) -> Iterator[tuple[MoleculeGraphs, Geometries]]:
-    """Yield a worker's part of every batch, cut so that all workers get equally many."""
-    n = len(data)
-    size = config.batch_size or n
-    order = np.arange(n)
+) -> Iterator[Views]:
+    """Yield a worker's part of every batch, cut so that all workers get equally many.
+
+    Fragments are dealt to as many batches as there are of molecules.
+    """
+    n_batches = -(-len(data) // (config.batch_size or len(data)))
+    molecules, fragments = np.arange(len(data)), np.arange(len(data.fragments))
     if config.batch_size is not None:
-        np.random.default_rng([config.seed, epoch]).shuffle(order)
-    for start in range(0, n, size):
-        chunk = order[start : start + size]
-        chunk = chunk[: len(chunk) - len(chunk) % world_size]
-        if len(chunk) >= 2 * world_size:
-            yield data.batch(chunk[rank::world_size].tolist())
+        rng = np.random.default_rng([config.seed, epoch])
+        rng.shuffle(molecules)
+        rng.shuffle(fragments)
+    for pair in zip(
+        np.array_split(molecules, n_batches), np.array_split(fragments, n_batches), strict=True
+    ):
+        ours, theirs = (part[: len(part) - len(part) % world_size] for part in pair)
+        if min(len(ours), len(theirs)) >= 2 * world_size:
+            yield (
+                *data.molecules.batch(ours[rank::world_size].tolist()),
+                *data.fragments.batch(theirs[rank::world_size].tolist()),
+            )
 
 
 class _Gather(torch.autograd.Function):
@@ -194,10 +196,24 @@ def gather(vectors: torch.Tensor, world_size: int) -> torch.Tensor:
 
 
 def export_encoder(config: BimodalPretrainConfig, best: State) -> State:
-    """Checkpoint that recommenders start from: the 2D encoder with its buffers, and its sizes."""
-    prefix = "gin."
-    weights = {k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)}
+    """Checkpoint that recommenders start from.
+
+    The 2D encoders with their buffers (``gin_molecule``, ``gin_fragment``) and their sizes
+    (``encoder``); the 3D encoders, which no recommender reads, for figures (``gvp_molecule``,
+    ``gvp_fragment``, ``encoder_3d``).
+    """
+    sizes = config.encoder
+    weights: dict[str, Any] = {
+        part: {k.removeprefix(f"{part}."): v for k, v in best.items() if k.startswith(f"{part}.")}
+        for part in PARTS
+    }
     return {
-        "gin_molecule": weights,
-        "encoder": {"d_model": config.encoder.d_model, "gin_layers": config.encoder.gin_layers},
+        **weights,
+        "encoder": {"d_model": sizes.d_model, "gin_layers": sizes.gin_layers},
+        "encoder_3d": {
+            "d_model": sizes.d_model,
+            "gvp_layers": sizes.gvp_layers,
+            "cutoff_angstrom": sizes.cutoff_angstrom,
+            "n_rbf": sizes.n_rbf,
+        },
     }

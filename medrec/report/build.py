@@ -16,7 +16,9 @@ from medrec.evaluation.compare import PRIMARY, Comparison, compare_runs, load_ro
 from medrec.evaluation.describe import reliability
 from medrec.molecules.features import FeatureTable
 from medrec.report import figures
+from medrec.report.cases import patient_section
 from medrec.report.elf import ElfMap, slice_figure, surface_figure
+from medrec.report.learned import SHOWN_RUNS, Models, concept_section, vector_section
 from medrec.report.page import Page, escape, facts, paragraph, table
 from medrec.runs import Home, Run
 from quantum.base import InputError, MedrecError, code_version, now_utc, write_text_atomic
@@ -40,6 +42,7 @@ def build_report(
     tune_run: Run | None = None,
     pretrain_run: Run | None = None,
     features: FeatureTable | None = None,
+    with_patient: bool = False,
     out: Path,
 ) -> Path:
     """Write one self-contained HTML page.
@@ -48,6 +51,8 @@ def build_report(
     ----------
     runs : list of Run
         Finished training runs on the cohort; may be empty.
+    with_patient : bool
+        Show one test patient even if the records are restricted.
     out : Path
         File to write; its folder is created.
 
@@ -69,6 +74,12 @@ def build_report(
     page.add("Calibration", *_calibration(page, comparison, runs))
     page.add("Training", *_training(page, runs))
     page.add("Pre-training", *_pretraining(page, pretrain_run))
+    models = Models(home, comparison, runs)
+    page.add("Drug vectors", *vector_section(page, cohort, models, pretrain_run, features))
+    page.add("A patient", *patient_section(cohort, models.first(SHOWN_RUNS), with_patient))
+    concepts = concept_section(home, runs)
+    if concepts:
+        page.add("Medical concepts", *concepts)
     page.add("Molecules", *_molecules(features))
     page.add("ELF map", *_elf(page, home, cohort, features))
     extra = [run for run in (tune_run, pretrain_run) if run is not None]

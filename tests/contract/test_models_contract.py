@@ -28,6 +28,11 @@ SMALL = {
     "copy_frequency": {},
     "logistic_regression": {},
     "ecc": {"n_chains": 3},
+    "bimorec": {
+        "d_model": 16,
+        "dropout": 0.0,
+        "representation": {"layers": 2, "dropout": 0.0},
+    },
     "causalmed": {"d_model": 16, "dropout": 0.0, "n_discovery_codes": 12},
     "cognet": {
         "d_model": 16,
@@ -38,11 +43,17 @@ SMALL = {
     },
     "depot": {"d_model": 16, "dropout": 0.0},
     "leap": {"d_model": 16, "dropout": 0.0},
-    "molerec": {"d_model": 16, "gnn_layers": 2, "dropout": 0.0, "gnn_dropout": 0.0},
+    "molerec": {
+        "d_model": 16,
+        "dropout": 0.0,
+        "representation": {"layers": 2, "dropout": 0.0},
+    },
     "safedrug": {"d_model": 16, "dropout": 0.0},
     "gamenet": {"d_model": 16, "dropout": 0.0, "graph_dropout": 0.0},
     "micron": {"d_model": 16, "dropout": 0.0},
+    "mmm": {"d_model": 16, "dropout": 0.0, "representation": {"kind": "fingerprint"}},
     "retain": {"d_model": 16, "dropout": 0.0},
+    "scqmed": {"d_model": 16, "dropout": 0.0},
     "udc": {"d_model": 16, "dropout": 0.0, "n_codes": 8, "code_steps": 20},
 }
 
@@ -52,9 +63,9 @@ def test_every_registered_model_is_under_contract():
 
 
 @pytest.fixture(scope="module")
-def data(synthetic) -> LearningData:
+def data(synthetic, concept_table) -> LearningData:
     _, cohort = synthetic
-    return build_learning_data(cohort, 0, None, molecules=True)
+    return build_learning_data(cohort, 0, None, molecules=True, concepts=concept_table)
 
 
 def build(config: TrainConfig, data: LearningData):

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from medrec.config import PretrainRunConfig, TrainConfig, TuneConfig
+from medrec.molecules.encoders_2d import GINEncoder
 from medrec.molecules.features import FeatureTable
 from medrec.report import build_report
 from medrec.report.page import Page, script_json, table
@@ -60,10 +62,11 @@ def page(synthetic, tmp_path_factory) -> Path:
     for item in species[1:]:
         compute_features(Task(species=item, spec=SPEC, stages=("conformer",)), store)
     features = FeatureTable.load(export_features(species, SPEC, store, home.features, "t"))
-    small = {"name": "molerec", "d_model": 8, "gnn_layers": 1}
+    small = {"name": "molerec", "d_model": 8, "representation": {"layers": 1}}
     configs = [
         {"name": "topk", "model": {"name": "topk"}},
         {"name": "molerec", "model": small, "optim": {"epochs": 3}},
+        {"name": "retain", "model": {"name": "retain", "d_model": 8}, "optim": {"epochs": 3}},
     ]
     runs = [run_training(TrainConfig.model_validate(c), cohort, home) for c in configs]
     tune = TuneConfig.model_validate(
@@ -92,6 +95,10 @@ def page(synthetic, tmp_path_factory) -> Path:
     pretrain = finished(
         Run.open(home, "pretrain", "p", task, {"cohort": cohort.digest}), {"best_loss": 1.0}, curve
     )
+    torch.manual_seed(5)
+    encoder = {"d_model": 8, "gin_layers": 1}
+    weights = GINEncoder(8, 1, 0.0).state_dict()
+    pretrain.save_checkpoint("best", {"gin_molecule": weights, "encoder": encoder})
     return build_report(
         home,
         cohort=cohort,
@@ -108,8 +115,21 @@ def test_the_page_is_one_file_without_addresses(page: Path):
     assert len(text) < 15e6
     assert not re.search(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["']https?:""", text)
     assert "support no claim about accuracy" in text
-    for section in ("Cohort", "Comparison", "Pre-training", "ELF map", "Provenance"):
+    for section in (
+        "Cohort",
+        "Comparison",
+        "Pre-training",
+        "Drug vectors",
+        "A patient",
+        "ELF map",
+        "Provenance",
+    ):
         assert f"<h2>{section}</h2>" in text
+    for title in ("molerec", "retain", "before pre-training", "after pre-training"):
+        assert f"<h3>{title}</h3>" in text
+    assert "<h3>topk</h3>" not in text  # it has no vectors
+    assert "rows of the output layer" in text
+    assert "<h2>Medical concepts</h2>" not in text  # no run reads them
 
 
 @pytest.mark.browser

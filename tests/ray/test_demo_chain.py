@@ -53,7 +53,7 @@ FILES = {
         "name": "search",
         "base": {
             "name": "m",
-            "model": {"name": "molerec", "d_model": 8, "gnn_layers": 1},
+            "model": {"name": "molerec", "d_model": 8, "representation": {"layers": 1}},
             "optim": {"epochs": 2},
         },
         "space": {"loss.ddi_target": {"type": "uniform", "low": 0.05, "high": 0.3}},
@@ -63,7 +63,11 @@ FILES = {
     "train/topk.yaml": {"name": "topk", "model": {"name": "topk"}},
     "train/molerec.yaml": {
         "name": "molerec",
-        "model": {"name": "molerec", "d_model": 8, "gnn_layers": 1, "use_elf": True},
+        "model": {
+            "name": "molerec",
+            "d_model": 8,
+            "representation": {"kind": "gin_elf", "layers": 1},
+        },
         "optim": {"epochs": 3},
     },
 }

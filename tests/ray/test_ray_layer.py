@@ -216,7 +216,11 @@ def test_pretraining_goes_on_after_a_killed_driver(featured):
     start = TrainConfig.model_validate(
         {
             "name": "m",
-            "model": {"name": "molerec", "d_model": 16, "gnn_layers": 2, "use_elf": True},
+            "model": {
+                "name": "molerec",
+                "d_model": 16,
+                "representation": {"kind": "gin_elf", "layers": 2},
+            },
             "optim": {"epochs": 2},
         }
     )
@@ -279,12 +283,12 @@ def tune_config(n_trials: int, name: str = "search") -> TuneConfig:
             "name": name,
             "base": {
                 "name": "m",
-                "model": {"name": "molerec", "d_model": 16, "gnn_layers": 2},
+                "model": {"name": "molerec", "d_model": 16, "representation": {"layers": 2}},
                 "optim": {"epochs": 6, "patience": 6, "lr": 5e-3},
             },
             "space": {
                 "model.d_model": {"type": "choice", "values": [8, 16]},
-                "model.gnn_layers": {"type": "int", "low": 1, "high": 2},
+                "model.representation.layers": {"type": "int", "low": 1, "high": 2},
                 "loss.ddi_target": {"type": "uniform", "low": 0.02, "high": 0.2},
             },
             "objectives": [

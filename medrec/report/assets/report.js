@@ -15,6 +15,12 @@
         changes[key + ".zerolinecolor"] = colour("--line");
         changes[key + ".linecolor"] = colour("--line");
       }
+      if (/^scene\d*$/.test(key)) {
+        for (const axis of ["xaxis", "yaxis", "zaxis"]) {
+          changes[`${key}.${axis}.gridcolor`] = colour("--line");
+          changes[`${key}.${axis}.color`] = colour("--soft");
+        }
+      }
     }
     return changes;
   };

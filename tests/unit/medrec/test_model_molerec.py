@@ -92,8 +92,8 @@ def plain_logits(model: MoleRec, batch, patient: int, t: int) -> torch.Tensor:
         states.append(gru(torch.stack(sums).unsqueeze(0))[0][0, -1])
     weights = torch.sigmoid(model.relation(model.query(torch.cat(states))))
     tables = model.context.molecules
-    fragments = model.set_attention(model.gin_fragment(tables.fragments))
-    drugs = tables.projection @ model.gin_molecule(tables.molecules)
+    fragments = model.set_attention(model.representation.fragments())
+    drugs = tables.projection @ model.representation.molecules()
     layer, mask = model.aggregate, tables.fragment_mask
     scores = layer.query(drugs) @ layer.key(fragments).T / drugs.shape[1] ** 0.5
     attention = torch.softmax(scores.masked_fill(~mask, -1e30), dim=1) * mask
@@ -101,7 +101,7 @@ def plain_logits(model: MoleRec, batch, patient: int, t: int) -> torch.Tensor:
 
 
 def test_a_batched_step_equals_plain_updates(data: LearningData):
-    sizes = {"d_model": 8, "gnn_layers": 2, "dropout": 0.0, "gnn_dropout": 0.0}
+    sizes = {"d_model": 8, "dropout": 0.0, "representation": {"layers": 2, "dropout": 0.0}}
     config = TrainConfig.model_validate({"name": "t", "model": {"name": "molerec", **sizes}})
     batch = data.dataset.collate(list(data.dataset.patients)[:3])
     logits = []

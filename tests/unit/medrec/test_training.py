@@ -26,7 +26,11 @@ from quantum.base import InputError, ResourceError
 
 MOLEREC = {
     "name": "molerec",
-    "model": {"name": "molerec", "d_model": 16, "gnn_layers": 2, "gnn_dropout": 0.1},
+    "model": {
+        "name": "molerec",
+        "d_model": 16,
+        "representation": {"layers": 2, "dropout": 0.1},
+    },
     "optim": {"epochs": 4, "lr": 5e-3, "patience": 10},
 }
 
@@ -164,7 +168,9 @@ def test_pretrained_weights_travel_with_their_buffers(synthetic):
     sizes = {"d_model": 16, "gin_layers": 2}
     model.load_pretrained({"gin_molecule": source.state_dict(), "encoder": sizes})
     for name, value in source.state_dict().items():
-        assert torch.equal(model.gin_molecule.state_dict()[name], value), name
+        assert torch.equal(model.representation.molecule_encoder.gin.state_dict()[name], value), (
+            name
+        )
     wrong = {"d_model": 32, "gin_layers": 2}
     with pytest.raises(InputError, match=r"32.*16"):
         model.load_pretrained({"gin_molecule": source.state_dict(), "encoder": wrong})
@@ -178,7 +184,7 @@ def test_a_device_that_is_not_there_is_an_error(home, synthetic):
 
 
 def test_elf_without_features_is_refused(home, synthetic):
-    wanted = config(model={**MOLEREC["model"], "use_elf": True})
+    wanted = config(model={**MOLEREC["model"], "representation": {"kind": "gin_elf"}})
     with pytest.raises(InputError, match="feature table"):
         run_training(wanted, synthetic[1], home)
 

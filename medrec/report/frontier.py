@@ -1,0 +1,111 @@
+"""Figures about safety: Jaccard against DDI rate as curves, and DDI rates by grade."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from medrec.report.figures import PALETTE, RED, style
+
+_GREY = "#7f8c99"
+
+
+def ddi_curves(
+    points: pd.DataFrame, truth: float | None = None, chance: float | None = None
+) -> go.Figure:
+    """Jaccard against DDI rate on the test part, one line per curve.
+
+    Parameters
+    ----------
+    points : pandas.DataFrame
+        Of `medrec.evaluation.frontier.Frontier`. Settings that are not on their curve, by
+        validation, are open circles.
+    truth, chance : float, optional
+        DDI rates of the true and of random sets, as lines.
+    """
+    figure = go.Figure()
+    for number, (name, own) in enumerate(points.groupby("curve", sort=False)):
+        colour = PALETTE[number % len(PALETTE)]
+        front = own[own["on_front"]].sort_values("ddi_rate")
+        _add(figure, front, str(name), colour, "circle", "lines+markers")
+        beaten = own[~own["on_front"]]
+        if len(beaten):
+            title = f"{name}, beaten on validation"
+            _add(figure, beaten, title, colour, "circle-open", "markers")
+    for value, text, colour, dash in (
+        (truth, "ground truth", RED, "dash"),
+        (chance, "chance", _GREY, "dot"),
+    ):
+        if value is not None:
+            figure.add_vline(x=value, line={"dash": dash, "color": colour}, annotation_text=text)
+    figure.update_xaxes(title="DDI rate (lower is safer)")
+    figure.update_yaxes(title="Jaccard (higher is better)")
+    return style(figure, 460)
+
+
+def _add(
+    figure: go.Figure, rows: pd.DataFrame, name: str, colour: str, symbol: str, mode: str
+) -> None:
+    figure.add_scatter(
+        x=rows["ddi_rate"].tolist(),
+        y=rows["jaccard"].tolist(),
+        mode=mode,
+        name=name,
+        line={"color": colour, "width": 2},
+        marker={"symbol": symbol, "size": 9, "color": colour},
+        error_x=_bars(rows, "ddi_rate"),
+        error_y=_bars(rows, "jaccard"),
+        customdata=rows["setting"].tolist(),
+        hovertemplate="setting %{customdata:.3g}<br>Jaccard %{y:.3f}, DDI %{x:.3f}",
+    )
+
+
+def _bars(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "thickness": 1,
+        "width": 2,
+        "array": (rows[f"{metric}_high"] - rows[metric]).tolist(),
+        "arrayminus": (rows[metric] - rows[f"{metric}_low"]).tolist(),
+    }
+
+
+def severity_bars(rates: pd.DataFrame, context: pd.DataFrame) -> go.Figure:
+    """DDI rate of each grade, one bar per run, with truth and chance as marks.
+
+    Parameters
+    ----------
+    rates, context : pandas.DataFrame
+        Of `medrec.evaluation.severity.SeverityTable`.
+    """
+    figure = go.Figure()
+    for number, (run, own) in enumerate(rates.groupby("run", sort=False)):
+        figure.add_bar(
+            x=own["name"].tolist(),
+            y=own["rate"].tolist(),
+            name=str(run),
+            marker_color=PALETTE[number % len(PALETTE)],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "thickness": 1,
+                "array": (own["rate_high"] - own["rate"]).tolist(),
+                "arrayminus": (own["rate"] - own["rate_low"]).tolist(),
+            },
+        )
+    for column, title, colour, symbol in (
+        ("truth", "ground truth", RED, "line-ew-open"),
+        ("chance", "chance", _GREY, "line-ew-open"),
+    ):
+        figure.add_scatter(
+            x=context["name"].tolist(),
+            y=context[column].tolist(),
+            mode="markers",
+            name=title,
+            marker={"symbol": symbol, "size": 26, "color": colour, "line": {"width": 2}},
+        )
+    figure.update_yaxes(title="pairs of the grade among all pairs")
+    return style(figure, 420).update_layout(barmode="group")

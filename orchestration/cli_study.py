@@ -1,0 +1,53 @@
+"""The command `medrec study`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestration.options import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    open_stages,
+)
+
+
+def study(
+    config: Annotated[Path, typer.Argument(help="Study, such as configs/studies/bimorec.yaml.")],
+    records: Annotated[
+        Path | None, typer.Option(help="Cohort configuration in place of the study's own.")
+    ] = None,
+    splits: Annotated[
+        str | None, typer.Option(help="Splits of the cohort, such as 0,1 or 0-4.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 1203,1204,1205.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Runs at a time; more than one start Ray.")
+    ] = 1,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML page to write.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a paper's system and its ablations, from raw records to a table and a page.
+
+    Every part is found by name when it was finished before. With --records the same study runs on
+    other records, such as your full MIMIC; --set changes every training configuration.
+    """
+    from orchestration.many import parse_numbers
+    from orchestration.study import load_plan, run_study
+
+    plan = load_plan(
+        config,
+        records,
+        parse_numbers(seeds, "--seeds"),
+        parse_numbers(splits, "--splits"),
+        overrides,
+    )
+    run_study(plan, open_stages(home, as_json, quiet), workers, out)
