@@ -45,7 +45,7 @@ bench: setup  ## run benchmarks/NAME.py: make bench NAME=...
 	@test -n "$(NAME)" || { echo "usage: make bench NAME=..., one of: $$(grep -l '^def main' benchmarks/*.py | xargs -n1 basename | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
-atlas: setup  ## compute data/atlas again (about 20 CPU minutes)
+atlas: setup  ## compute data/atlas again (about 35 CPU minutes)
 	$(BIN)/python tools/build_atlas.py
 
 docs: setup  ## build the documentation into site/

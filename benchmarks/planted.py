@@ -17,7 +17,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 STUDY = HERE.parent / "configs/studies/planted.yaml"
-OVERRIDES = ["loss.ddi_target=0.5"]
 BASELINES = ("logistic_regression", "copy_last")
 GOAL = 0.9
 ABLATIONS = {
@@ -120,8 +119,7 @@ def main() -> None:
     from orchestration.study import load_plan, run_study
 
     stages = Stages(Home(chosen.home), Terminal())
-    plan = load_plan(STUDY, overrides=OVERRIDES)
-    runs = run_study(plan, stages, chosen.workers)
+    runs = run_study(load_plan(STUDY), stages, chosen.workers, report=False)
     publish("planted", figures_of(runs, stages.cohort_of(runs[0])))
 
 

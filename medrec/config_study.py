@@ -13,6 +13,9 @@ class StudySystem(Frozen):
     train: str
     pretrain: str | None = Field(None, description="pre-training whose encoder it starts from")
     concepts: str | None = Field(None, description="concept table that it reads")
+    overrides: tuple[str, ...] = Field(
+        (), description="changes of the training file, as key.path=value"
+    )
 
 
 class StudyConfig(Frozen):

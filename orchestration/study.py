@@ -36,16 +36,14 @@ class Plan:
     features: FeatureRunConfig | None
     pretrain: dict[str, PretrainRunConfig]
     concepts: dict[str, ConceptConfig]
-    train: dict[str, TrainConfig]
+    train: tuple[TrainConfig, ...]
 
     def jobs(self) -> list[tuple[StudySystem, TrainConfig]]:
         """Every system on every split with every seed."""
         return [
             (system, config)
-            for system in self.config.systems
-            for config in variants(
-                [self.train[system.train]], self.config.splits, self.config.seeds
-            )
+            for system, base in zip(self.config.systems, self.train, strict=True)
+            for config in variants([base], self.config.splits, self.config.seeds)
         ]
 
 
@@ -83,12 +81,12 @@ def load_plan(
             for name in _named(config, "pretrain")
         },
         {name: load_config(folder / name, ConceptConfig) for name in _named(config, "concepts")},
-        {
-            name: load_config(folder / name, TrainConfig, overrides or ())
-            for name in _named(config, "train")
-        },
+        tuple(
+            load_config(folder / system.train, TrainConfig, [*system.overrides, *(overrides or ())])
+            for system in config.systems
+        ),
     )
-    names = [item.name for item in plan.train.values()]
+    names = [item.name for item in plan.train]
     if config.reference not in names:
         raise ConfigError(
             f"{path}: reference '{config.reference}' is none of the systems: {', '.join(names)}"
@@ -124,8 +122,22 @@ class _Inputs:
         }
 
 
-def run_study(plan: Plan, stages: Stages, workers: int = 1, page: Path | None = None) -> list[Run]:
+def run_study(
+    plan: Plan,
+    stages: Stages,
+    workers: int = 1,
+    page: Path | None = None,
+    *,
+    report: bool = True,
+) -> list[Run]:
     """Run a study; every finished part is found by name.
+
+    Parameters
+    ----------
+    page : Path, optional
+        Where the page goes; by default among the reports.
+    report : bool
+        False writes no page.
 
     Returns
     -------
@@ -138,9 +150,9 @@ def run_study(plan: Plan, stages: Stages, workers: int = 1, page: Path | None = 
         runs = _train(plan, inputs, stages, workers)
         reference = next(run.name for run in runs if run.config()["name"] == plan.config.reference)
         stages.show_comparison(runs, inputs.cohort, reference)
-    shown = [*runs, *inputs.pretrained.values()]
-    path = stages.report(shown, inputs.features, page)
-    terminal.say(f"report: {path}")
+    if report:
+        path = stages.report([*runs, *inputs.pretrained.values()], inputs.features, page)
+        terminal.say(f"report: {path}")
     return runs
 
 

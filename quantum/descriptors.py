@@ -1,4 +1,4 @@
-"""Fixed-length descriptions of a molecule from its ELF map and orbitals, in named sets.
+"""Fixed-length descriptions of a molecule from its fields and orbitals, in named sets.
 
 None depends on the molecule's placement. Sets can be switched on and off where they are read; the
 exported manifest says which columns belong to which.
@@ -6,8 +6,8 @@ exported manifest says which columns belong to which.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import get_args
 
@@ -18,11 +18,14 @@ from quantum.base import IntegrityError
 from quantum.basins import KINDS, find_basins
 from quantum.elf import Array, Box
 from quantum.schema import FeatureSet, FeatureSpec
+from quantum.surface import STATISTICS, potential_histogram, potential_statistics
 
 FEATURE_SETS: tuple[str, ...] = get_args(FeatureSet)
 _ELEMENTS = (1, 6, 7, 8)  # groups of their own; every other element is one group
 _GROUPS = ("H", "C", "N", "O", "other")
 _SHELLS_BOHR = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+# the innermost shell is left out: a uniform grid does not resolve cores
+_DENSITY_SHELLS_BOHR = _SHELLS_BOHR[1:]
 _ELEMENT_BINS = 10
 # populations of cores are left out: a uniform grid does not resolve them
 _BASIN_NUMBERS = {
@@ -48,6 +51,9 @@ class Molecule:
     arrays : mapping
         ``quadrupole_au`` (3, 3), ``charges_loewdin`` (A,), ``mayer_bond_orders`` (A, A),
         ``spin_populations`` (A,).
+    fields : mapping
+        What the sets in `quantum.schema.FIELD_OF_SET` need: ``lol`` (nx, ny, nz) on the points of
+        ``box``; ``surface_esp`` and ``surface_area`` (S,) on those of the molecular surface.
     """
 
     elf: Array
@@ -56,6 +62,7 @@ class Molecule:
     numbers: npt.NDArray[np.int_]
     scalars: Mapping[str, float]
     arrays: Mapping[str, Array]
+    fields: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def group(self) -> npt.NDArray[np.int64]:
@@ -66,15 +73,14 @@ class Molecule:
 
 
 def feature_sets(spec: FeatureSpec) -> dict[str, list[str]]:
-    """Names of the numbers of each set, in order."""
+    """Names of the numbers of each set of ``spec.sets``, in the order of `FEATURE_SETS`."""
+    names = _names_of_all_sets(spec)
+    return {name: names[name] for name in FEATURE_SETS if name in spec.sets}
+
+
+def _names_of_all_sets(spec: FeatureSpec) -> dict[str, list[str]]:
     return {
-        "elf": [
-            *(f"elf_volume_bin_{i:02d}" for i in range(spec.n_bins)),
-            *(f"elf_charge_bin_{i:02d}" for i in range(spec.n_bins)),
-            "elf_mean",
-            "elf_std",
-            "log_volume_bohr3",
-        ],
+        "elf": [*_histogram_names("elf", spec.n_bins), "log_volume_bohr3"],
         "elements": [
             *(f"elf_mean_{g}_shell_{i}" for g in _GROUPS for i in range(len(_SHELLS_BOHR) - 1)),
             *(f"elf_charge_{g}_bin_{i}" for g in _GROUPS for i in range(_ELEMENT_BINS)),
@@ -98,7 +104,31 @@ def feature_sets(spec: FeatureSpec) -> dict[str, list[str]]:
             *(f"bonds_order_{low:g}_{high:g}" for low, high in _bond_bins()),
             *(f"valence_{g}_mean" for g in _GROUPS),
         ],
+        "density": [
+            *_histogram_names("density", spec.n_bins // 2),
+            "density_log_volume_bohr3",
+            *(
+                f"density_mean_{g}_shell_{i}"
+                for g in _GROUPS
+                for i in range(1, len(_DENSITY_SHELLS_BOHR))
+            ),
+        ],
+        "lol": [*_histogram_names("lol", spec.n_bins), "lol_log_volume_bohr3"],
+        "esp": [
+            *(f"esp_area_bin_{i:02d}" for i in range(spec.n_bins)),
+            *(f"esp_{name}" for name in STATISTICS),
+        ],
     }
+
+
+def _histogram_names(field_name: str, n_bins: int) -> list[str]:
+    """Names of what `_histograms` returns."""
+    return [
+        *(f"{field_name}_volume_bin_{i:02d}" for i in range(n_bins)),
+        *(f"{field_name}_charge_bin_{i:02d}" for i in range(n_bins)),
+        f"{field_name}_mean",
+        f"{field_name}_std",
+    ]
 
 
 def feature_names(spec: FeatureSpec) -> list[str]:
@@ -112,21 +142,24 @@ def compute_feature_vector(molecule: Molecule, spec: FeatureSpec) -> npt.NDArray
     Raises
     ------
     IntegrityError
-        If no grid point has enough density, or a number is not finite.
+        If no grid point has enough density, a set's field is missing, or a number is not finite.
     """
     counted = molecule.rho.ravel() >= spec.rho_cut_au
     if not counted.any():
         raise IntegrityError(f"no grid point has a density above {spec.rho_cut_au:g} a.u.")
-    parts = {
-        "elf": _elf_set(molecule, counted, spec),
-        "elements": _elements_set(molecule, counted, spec),
-        "basins": _basins_set(molecule, spec),
-        "composition": _composition_set(molecule),
-        "electronic": _electronic_set(molecule),
-        "charges": _charges_set(molecule),
-        "bonds": _bonds_set(molecule),
+    parts: dict[str, Callable[[], Array]] = {
+        "elf": lambda: _elf_set(molecule, counted, spec),
+        "elements": lambda: _elements_set(molecule, counted, spec),
+        "basins": lambda: _basins_set(molecule, spec),
+        "composition": lambda: _composition_set(molecule),
+        "electronic": lambda: _electronic_set(molecule),
+        "charges": lambda: _charges_set(molecule),
+        "bonds": lambda: _bonds_set(molecule),
+        "density": lambda: _density_set(molecule, counted, spec),
+        "lol": lambda: _lol_set(molecule, counted, spec),
+        "esp": lambda: _esp_set(molecule, spec),
     }
-    vector = np.concatenate([parts[name] for name in FEATURE_SETS]).astype(np.float32)
+    vector = np.concatenate([parts[name]() for name in feature_sets(spec)]).astype(np.float32)
     if not np.isfinite(vector).all():
         names = np.array(feature_names(spec))[~np.isfinite(vector)].tolist()
         raise IntegrityError(f"features are not finite: {names}")
@@ -136,10 +169,18 @@ def compute_feature_vector(molecule: Molecule, spec: FeatureSpec) -> npt.NDArray
 def _elf_set(m: Molecule, counted: npt.NDArray[np.bool_], spec: FeatureSpec) -> Array:
     values, density = m.elf.ravel()[counted], _weights(m, counted, spec)
     edges = np.linspace(0.0, 1.0, spec.n_bins + 1)
+    return np.append(_histograms(values, density, edges), _log_volume(m, counted))
+
+
+def _histograms(values: Array, density: Array, edges: Array) -> Array:
+    """Histograms by volume and by charge, mean and spread by volume."""
     by_volume = np.histogram(values, edges)[0] / values.size
     by_charge = np.histogram(values, edges, weights=density)[0] / density.sum()
-    volume = values.size * m.box.cell_volume
-    return np.concatenate([by_volume, by_charge, [values.mean(), values.std(), np.log(volume)]])
+    return np.concatenate([by_volume, by_charge, [values.mean(), values.std()]])
+
+
+def _log_volume(m: Molecule, counted: npt.NDArray[np.bool_]) -> float:
+    return float(np.log(counted.sum() * m.box.cell_volume))
 
 
 def _weights(m: Molecule, counted: npt.NDArray[np.bool_], spec: FeatureSpec) -> Array:
@@ -151,21 +192,29 @@ def _elements_set(m: Molecule, counted: npt.NDArray[np.bool_], spec: FeatureSpec
     """Mean ELF by element group and distance; charge by element group and ELF value."""
     points, values = m.box.points()[counted], m.elf.ravel()[counted]
     density = _weights(m, counted, spec)
-    sums = np.zeros((len(_GROUPS), len(_SHELLS_BOHR) - 1))
+    means, owner = _shell_means(m, points, values, _SHELLS_BOHR)
+    bins = np.minimum((values * _ELEMENT_BINS).astype(int), _ELEMENT_BINS - 1)
+    charge = np.zeros((len(_GROUPS), _ELEMENT_BINS))
+    np.add.at(charge, (owner, bins), density / density.sum())
+    return np.concatenate([means.ravel(), charge.ravel()])
+
+
+def _shell_means(
+    m: Molecule, points: Array, values: Array, shells_bohr: tuple[float, ...]
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Mean (groups, shells) of a field around each element group; group of the nearest atom."""
+    sums = np.zeros((len(_GROUPS), len(shells_bohr) - 1))
     counts = np.zeros_like(sums)
     nearest = np.full(len(points), np.inf)
     owner = np.zeros(len(points), dtype=np.int64)
     for group, centre in zip(m.group, m.box.coords_bohr, strict=True):
         distance = np.linalg.norm(points - centre, axis=1)
-        near = distance < _SHELLS_BOHR[-1]
-        sums[group] += np.histogram(distance[near], _SHELLS_BOHR, weights=values[near])[0]
-        counts[group] += np.histogram(distance[near], _SHELLS_BOHR)[0]
+        near = distance < shells_bohr[-1]
+        sums[group] += np.histogram(distance[near], shells_bohr, weights=values[near])[0]
+        counts[group] += np.histogram(distance[near], shells_bohr)[0]
         closer = distance < nearest
         nearest[closer], owner[closer] = distance[closer], group
-    bins = np.minimum((values * _ELEMENT_BINS).astype(int), _ELEMENT_BINS - 1)
-    charge = np.zeros((len(_GROUPS), _ELEMENT_BINS))
-    np.add.at(charge, (owner, bins), density / density.sum())
-    return np.concatenate([(sums / np.maximum(counts, 1.0)).ravel(), charge.ravel()])
+    return sums / np.maximum(counts, 1.0), owner
 
 
 def _basins_set(m: Molecule, spec: FeatureSpec) -> Array:
@@ -225,3 +274,33 @@ def _bonds_set(m: Molecule) -> Array:
 
 def _bond_bins() -> list[tuple[float, float]]:
     return list(pairwise(_BOND_EDGES))
+
+
+def _density_set(m: Molecule, counted: npt.NDArray[np.bool_], spec: FeatureSpec) -> Array:
+    """Of the cube root of rho, capped: an inverse length, which spreads valence and tail evenly."""
+    weights = _weights(m, counted, spec)
+    values = np.cbrt(weights)
+    low, high = np.cbrt(spec.rho_cut_au), np.cbrt(spec.rho_cap_au)
+    histograms = _histograms(values, weights, np.linspace(low, high, spec.n_bins // 2 + 1))
+    means, _ = _shell_means(m, m.box.points()[counted], values, _DENSITY_SHELLS_BOHR)
+    return np.concatenate([histograms, [_log_volume(m, counted)], means.ravel()])
+
+
+def _lol_set(m: Molecule, counted: npt.NDArray[np.bool_], spec: FeatureSpec) -> Array:
+    values = _field(m, "lol", "lol").ravel()[counted]
+    edges = np.linspace(0.0, 1.0, spec.n_bins + 1)
+    histograms = _histograms(values, _weights(m, counted, spec), edges)
+    return np.append(histograms, _log_volume(m, counted))
+
+
+def _esp_set(m: Molecule, spec: FeatureSpec) -> Array:
+    esp, area = _field(m, "surface_esp", "esp"), _field(m, "surface_area", "esp")
+    return np.concatenate(
+        [potential_histogram(esp, area, spec.n_bins), potential_statistics(esp, area)]
+    )
+
+
+def _field(m: Molecule, name: str, of_set: str) -> Array:
+    if name not in m.fields:
+        raise IntegrityError(f"set '{of_set}' needs the field '{name}', has {sorted(m.fields)}")
+    return m.fields[name]

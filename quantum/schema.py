@@ -6,9 +6,9 @@ never is. Atomic units inside; every name at a boundary ends in its unit.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from quantum.base import Frozen
 
@@ -65,7 +65,22 @@ class CalculationSpec(Frozen):
     device: Literal["cpu", "gpu"] = Field("cpu", description="gpu: through gpu4pyscf")
 
 
-ExtraField = Literal["lol", "esp", "gradient", "tau"]
+ExtraField = Literal["lol", "esp", "gradient", "tau", "esp_surface"]
+# in alphabetical order: a manifest's keys are sorted, and readers count columns in their order
+FeatureSet = Literal[
+    "basins",
+    "bonds",
+    "charges",
+    "composition",
+    "density",
+    "electronic",
+    "elements",
+    "elf",
+    "esp",
+    "lol",
+]
+# sets that need more than ELF and rho: the field that they are made of
+FIELD_OF_SET: dict[FeatureSet, ExtraField] = {"lol": "lol", "esp": "esp_surface"}
 
 
 class GridSpec(Frozen):
@@ -78,14 +93,21 @@ class GridSpec(Frozen):
     )
     precision: Literal["single", "double"] = "double"
     extra_fields: tuple[ExtraField, ...] = Field(
-        (), description="stored beside ELF and rho: LOL, electrostatic potential, |grad rho|, tau"
+        (),
+        description="stored beside ELF and rho: LOL, electrostatic potential, |grad rho|, tau; "
+        "esp_surface is the potential at the points around the surface rho = 0.001 alone",
     )
 
 
 class FeatureSpec(Frozen):
-    """Fixed-length numbers made of an ELF map."""
+    """Fixed-length numbers made of an ELF map and of other fields."""
 
-    n_bins: PositiveInt = Field(20, description="bins of the ELF-value histograms")
+    sets: tuple[FeatureSet, ...] = Field(
+        tuple(name for name in get_args(FeatureSet) if name not in FIELD_OF_SET),
+        min_length=1,
+        description="sets of numbers; 'lol' and 'esp' need fields of grid.extra_fields",
+    )
+    n_bins: PositiveInt = Field(20, ge=2, description="bins of the histograms of ELF, LOL and ESP")
     n_slices: PositiveInt = Field(16, description="slices along each principal axis")
     rho_cap_au: PositiveFloat = Field(
         0.6, description="weights by density stop here: a uniform grid does not resolve cores"
@@ -97,6 +119,12 @@ class FeatureSpec(Frozen):
         le=256,
         description="edge of the stored 3-channel volume for image encoders; 0: none",
     )
+
+    @field_validator("sets")
+    @classmethod
+    def _in_one_order(cls, sets: tuple[FeatureSet, ...]) -> tuple[FeatureSet, ...]:
+        """The same sets in another order are the same request."""
+        return tuple(name for name in get_args(FeatureSet) if name in sets)
 
 
 class Resources(Frozen):
@@ -124,15 +152,27 @@ class PipelineSpec(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sets_need_fields(self) -> PipelineSpec:
+        for name in self.features.sets:
+            field = FIELD_OF_SET.get(name)
+            if field and field not in self.grid.extra_fields:
+                raise ValueError(
+                    f"features.sets has '{name}', which needs grid.extra_fields to hold "
+                    f"'{field}', has {list(self.grid.extra_fields)}"
+                )
+        return self
+
 
 # Named levels of effort. All start from the same geometry and end on the same grid, so they differ
 # by the electronic structure alone; `benchmarks/new_drug.py` measures cost and distance of each.
-FeatureSet = Literal["elf", "elements", "basins", "composition", "electronic", "charges", "bonds"]
 Level = Literal["fast", "standard", "tight"]
 
 _CONFORMER = ConformerSpec(n_conformers=10)
-_GRID = GridSpec(spacing_bohr=0.4, precision="single", extra_fields=("gradient",))
-_FEATURES = FeatureSpec(volume_points=32)
+_GRID = GridSpec(
+    spacing_bohr=0.4, precision="single", extra_fields=("gradient", "lol", "esp_surface")
+)
+_FEATURES = FeatureSpec(sets=get_args(FeatureSet), volume_points=32)
 
 LEVELS: dict[str, PipelineSpec] = {
     "fast": PipelineSpec(

@@ -31,8 +31,10 @@ from quantum.optimise import optimise
 from quantum.recovery import ladder
 from quantum.schema import PipelineSpec, Resources
 from quantum.store import Record
+from quantum.surface import find_surface
 from quantum.units import ANGSTROM_IN_BOHR, BOHR_IN_ANGSTROM
 
+_FIELDS = ("lol", "surface_area", "surface_esp")
 _SCALARS = ("n_electrons", "energy_hartree", "homo_hartree", "lumo_hartree", "gap_hartree")
 
 
@@ -138,7 +140,6 @@ def _frontier(result: SCFResult) -> tuple[float | None, float | None]:
 
 def run_elf(species: Species, spec: PipelineSpec, scf: Record) -> Record:
     """ELF, rho and the extra fields on the points of the box."""
-    from quantum.backends.fields import electrostatic_potential
     from quantum.backends.orbitals import density_on_box
     from quantum.backends.pyscf_backend import build_mol
 
@@ -152,14 +153,7 @@ def run_elf(species: Species, spec: PipelineSpec, scf: Record) -> Record:
     check_elf(elf)
     extra: dict[str, Any] = {}
     for name in spec.grid.extra_fields:
-        if name == "lol":
-            extra[name] = compute_lol(fields)
-        elif name == "gradient":
-            extra[name] = gradient_norm(fields)
-        elif name == "tau":
-            extra[name] = fields[:, 4].sum(axis=0)
-        else:
-            extra[name] = electrostatic_potential(mol, *orbitals, box.points()).reshape(box.shape)
+        extra |= _extra_arrays(name, fields, box, mol, orbitals)
     return Record(
         key="",
         stage="elf",
@@ -172,12 +166,38 @@ def run_elf(species: Species, spec: PipelineSpec, scf: Record) -> Record:
         arrays={
             "elf": elf.astype(np.float32),
             "rho": total_density(fields).astype(np.float32),
-            **{name: value.astype(np.float32) for name, value in extra.items()},
+            **extra,
             "coords_bohr": coords,
             "atomic_numbers": _numbers(species),
         },
         provenance=provenance("pyscf"),
     )
+
+
+def _extra_arrays(
+    name: str, fields: Any, box: Box, mol: Any, orbitals: tuple[Any, Any]
+) -> dict[str, Any]:
+    """Arrays of one of `quantum.schema.ExtraField`."""
+    from quantum.backends.fields import COULOMB_FIT, electrostatic_potential
+
+    if name == "esp_surface":
+        surface = find_surface(total_density(fields), gradient_norm(fields), box)
+        points = box.points()[surface.index]
+        values = electrostatic_potential(mol, *orbitals, points, COULOMB_FIT)
+        return {
+            "surface_index": surface.index.astype(np.int32),
+            "surface_area": surface.area_bohr2.astype(np.float32),
+            "surface_esp": values.astype(np.float32),
+        }
+    if name == "lol":
+        field = compute_lol(fields)
+    elif name == "gradient":
+        field = gradient_norm(fields)
+    elif name == "tau":
+        field = fields[:, 4].sum(axis=0)
+    else:
+        field = electrostatic_potential(mol, *orbitals, box.points()).reshape(box.shape)
+    return {name: field.astype(np.float32)}
 
 
 def run_features(species: Species, spec: PipelineSpec, scf: Record, elf: Record) -> Record:
@@ -191,6 +211,7 @@ def run_features(species: Species, spec: PipelineSpec, scf: Record, elf: Record)
         numbers=np.array(species.atomic_numbers),
         scalars=scalars,
         arrays=scf.arrays,
+        fields={n: elf.arrays[n].astype(float) for n in _FIELDS if n in elf.arrays},
     )
     arrays: dict[str, Any] = {"vector": compute_feature_vector(molecule, spec.features)}
     if spec.features.volume_points:

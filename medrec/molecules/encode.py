@@ -149,6 +149,8 @@ def _write(
     columns = np.zeros((len(table.elf), vectors.shape[1]), dtype=np.float32)
     columns[rows] = vectors
     manifest = json.loads(json.dumps(table.manifest))
+    before = manifest.get("feature_order", sorted(manifest["feature_sets"]))
+    manifest["feature_order"] = [*before, name]
     manifest["feature_sets"][name] = vectors.shape[1]
     manifest["feature_names"] += [f"{name}_{i:04d}" for i in range(vectors.shape[1])]
     manifest |= {"digest": key, "created": now_utc(), "provenance": provenance("torch"), **extra}

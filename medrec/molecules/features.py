@@ -108,7 +108,9 @@ class FeatureTable:
                 f"feature table {self.folder.name} has no sets {unknown}, "
                 f"expected some of: {', '.join(sizes)}"
             )
-        owner = np.repeat(list(sizes), list(sizes.values()))
+        # JSON files of this project have sorted keys, so the order of a dict in them says nothing
+        order: list[str] = self.manifest.get("feature_order", sorted(sizes))
+        owner = np.repeat(order, [sizes[name] for name in order])
         return np.flatnonzero(np.isin(owner, list(sizes if sets is None else sets)))
 
     def volumes(

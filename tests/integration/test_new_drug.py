@@ -47,7 +47,8 @@ def test_a_new_drug_from_a_smiles_and_from_its_geometry(tmp_path: Path):
     assert found["gap_hartree"] > 0.1
     assert len(found["vector"]) == found["features"]
     cubes = sorted(path.name for path in tmp_path.glob("*.cube"))
-    assert [name.split("_")[1] for name in cubes] == ["elf.cube", "gradient.cube", "rho.cube"]
+    fields = ["elf.cube", "gradient.cube", "lol.cube", "rho.cube"]
+    assert [name.split("_")[1] for name in cubes] == fields
     again = json.loads(
         medrec("features", "add", "OC", "--level", "fast", "--home", home, "--json").stdout
     )
