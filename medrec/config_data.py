@@ -164,6 +164,9 @@ class SyntheticSource(Frozen):
     mean_procedures: Annotated[float, Field(ge=1.0)]
     mean_drugs: PositiveFloat | None = Field(None, description="None is a fifth of n_drugs")
     seed: NonNegativeInt = 0
+    hospital: NonNegativeInt = Field(
+        0, description="other patients under the same planted rules, for replication"
+    )
     restricted: bool = False
 
     @model_validator(mode="before")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
 from medrec.concepts.table import ConceptTable
 from medrec.config import TrainConfig
@@ -41,6 +42,7 @@ from medrec.molecules.features import FeatureTable
 from medrec.runs import Home, Run
 from quantum.base import InputError, read_json, write_json_atomic
 
+_OTHER_VERSION = "run {} was made by another version of medrec and has to be trained again"
 VOCABULARY_FILE = "vocabulary.json"
 
 # --------------------------------------------------------------------------- runs
@@ -310,7 +312,7 @@ def load_predictor(run: Run, home: Home) -> LoadedRun:
             f"run {run.name} is no finished training run (kind {run.kind}, status "
             f"{run.record()['status']})"
         )
-    config = TrainConfig.model_validate(run.config())
+    config = _config_of(run)
     cohort = Cohort.load(home.by_digest(home.cohorts, run.inputs["cohort"]))
     features = None
     if "features" in run.inputs:
@@ -322,8 +324,26 @@ def load_predictor(run: Run, home: Home) -> LoadedRun:
     _check_vocabulary(run, data.dataset.vocabularies)
     context = replace(data.context, fitted=state.get("fitted", {}))
     model = build_model(config, context)
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise InputError(f"{_OTHER_VERSION.format(run.name)}: other weights") from error
     return LoadedRun(model, cohort, data.dataset.vocabularies, config)
+
+
+def _config_of(run: Run) -> TrainConfig:
+    """Configuration of a training run.
+
+    Raises
+    ------
+    InputError
+        If this version does not know its fields.
+    """
+    try:
+        return TrainConfig.model_validate(run.config())
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError(f"{_OTHER_VERSION.format(run.name)}: field {place}") from error
 
 
 def _check_vocabulary(run: Run, vocabularies: Vocabularies) -> None:

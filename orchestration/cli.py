@@ -35,7 +35,10 @@ from orchestration.options import (
     HomeOption,
     JsonOption,
     QuietOption,
+    SeedsOption,
     SetOption,
+    SplitsOption,
+    WorkersOption,
     open_stages,
 )
 from quantum.base import InputError, MedrecError
@@ -152,6 +155,7 @@ def tune(
     config: ConfigArgument,
     cohort: CohortOption,
     features: FeaturesOption = None,
+    concepts: ConceptsOption = None,
     home: HomeOption = DEFAULT_HOME,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -166,6 +170,7 @@ def tune(
         load_config(config, TuneConfig, overrides or ()),
         stages.cohort(cohort),
         stages.features(features),
+        stages.concepts(concepts),
     )
     stages.show_trials(run)
 
@@ -179,13 +184,9 @@ def train(
         str | None, typer.Option(help="Pre-training run whose encoder starts the model.")
     ] = None,
     concepts: ConceptsOption = None,
-    splits: Annotated[
-        str | None, typer.Option(help="Splits of the cohort, such as 0,1 or 0-4.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 1203,1204,1205.")] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Runs at a time; more than one start Ray.")
-    ] = 1,
+    splits: SplitsOption = None,
+    seeds: SeedsOption = None,
+    workers: WorkersOption = 1,
     home: HomeOption = DEFAULT_HOME,
     overrides: SetOption = None,
     as_json: JsonOption = False,

@@ -14,7 +14,10 @@ from orchestration.options import (
     HomeOption,
     JsonOption,
     QuietOption,
+    SeedsOption,
     SetOption,
+    SplitsOption,
+    WorkersOption,
     open_stages,
 )
 
@@ -26,13 +29,9 @@ def cross(
     pretrained: Annotated[
         str | None, typer.Option(help="Pre-training run, for the rows that start from one.")
     ] = None,
-    splits: Annotated[
-        str | None, typer.Option(help="Splits of the cohort, such as 0,1 or 0-4.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 1203,1204,1205.")] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Runs at a time; more than one start Ray.")
-    ] = 1,
+    splits: SplitsOption = None,
+    seeds: SeedsOption = None,
+    workers: WorkersOption = 1,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for CSV, JSON and figure.")
     ] = None,

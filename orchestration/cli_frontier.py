@@ -14,7 +14,9 @@ from orchestration.options import (
     HomeOption,
     JsonOption,
     QuietOption,
+    SeedsOption,
     SetOption,
+    WorkersOption,
     open_stages,
 )
 
@@ -46,15 +48,13 @@ def frontier(
         str | None,
         typer.Option(help="Rate of this severity in place of the DDI rate: contraindicated."),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 1203,1204,1205.")] = None,
+    seeds: SeedsOption = None,
     features: FeaturesOption = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Pre-training run whose encoder starts the model.")
     ] = None,
     concepts: ConceptsOption = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Runs at a time; more than one start Ray.")
-    ] = 1,
+    workers: WorkersOption = 1,
     figure: Annotated[
         Path | None, typer.Option(help="Figure to write: .html, or .png with kaleido.")
     ] = None,

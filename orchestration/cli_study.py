@@ -12,7 +12,10 @@ from orchestration.options import (
     HomeOption,
     JsonOption,
     QuietOption,
+    SeedsOption,
     SetOption,
+    SplitsOption,
+    WorkersOption,
     open_stages,
 )
 
@@ -22,13 +25,9 @@ def study(
     records: Annotated[
         Path | None, typer.Option(help="Cohort configuration in place of the study's own.")
     ] = None,
-    splits: Annotated[
-        str | None, typer.Option(help="Splits of the cohort, such as 0,1 or 0-4.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 1203,1204,1205.")] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Runs at a time; more than one start Ray.")
-    ] = 1,
+    splits: SplitsOption = None,
+    seeds: SeedsOption = None,
+    workers: WorkersOption = 1,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML page to write.")] = None,
     home: HomeOption = DEFAULT_HOME,
     overrides: SetOption = None,

@@ -32,6 +32,13 @@ HardOption = Annotated[
     str | None,
     typer.Option("--hard", help="Forbid pairs of this severity or worse: contraindicated."),
 ]
+SplitsOption = Annotated[
+    str | None, typer.Option("--splits", help="Splits of the cohort, such as 0,1 or 0-4.")
+]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Seeds, such as 1203,1204,1205.")]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, help="Runs at a time; more than one start Ray.")
+]
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration file.")]
 DEFAULT_HOME = Path("medrec-work")
 

@@ -217,7 +217,13 @@ class Stages:
             {"run": run.name, **report}, pairs_table([("run", run.name), *flat.items()])
         )
 
-    def tune(self, config: TuneConfig, cohort: Cohort, features: FeatureTable | None) -> Run:
+    def tune(
+        self,
+        config: TuneConfig,
+        cohort: Cohort,
+        features: FeatureTable | None,
+        concepts: ConceptTable | None = None,
+    ) -> Run:
         """Search hyper-parameters, or go on with the search of that name."""
         from orchestration.tune import run_tune
 
@@ -228,6 +234,7 @@ class Stages:
                 self.home,
                 features,
                 on_trial=lambda done, total, note: step.at(done, total, note),
+                concepts=concepts,
             )
 
     def show_trials(self, run: Run) -> None:

@@ -29,12 +29,13 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune import Callback
 
+from medrec.concepts.table import ConceptTable
 from medrec.config import Choice, FloatRange, IntRange, TrainConfig, TuneConfig
 from medrec.data.cohort import Cohort
 from medrec.fitting import LearningData, build_learning_data, fit, fit_context
 from medrec.molecules.features import FeatureTable
 from medrec.runs import Home, Run
-from medrec.training import feature_sets_of, uses_molecules
+from medrec.training import feature_sets_of, uses_concepts, uses_molecules
 from orchestration.cluster import check_shared, ensure_ray, require
 from quantum.base import ConfigError, ResourceError, TransientError
 
@@ -49,11 +50,14 @@ def run_tune(
     home: Home,
     features: FeatureTable | None,
     on_trial: OnTrial | None = None,
+    concepts: ConceptTable | None = None,
 ) -> Run:
     """Search in a run folder, go on with a search of the same name, or find it finished.
 
     Parameters
     ----------
+    concepts : ConceptTable, optional
+        For models that read the codes of medical concepts.
     on_trial : callable, optional
         Called with (trials complete, trials wanted, note).
 
@@ -65,6 +69,7 @@ def run_tune(
     _check_objectives(config)
     key = config.model_copy(update={"max_concurrent": 1, "cpus_per_trial": 1})
     inputs = {"cohort": cohort.digest} | ({"features": features.digest} if features else {})
+    inputs |= {"concepts": concepts.digest} if concepts else {}
     run = Run.open(home, "tune", config.name, key, inputs)
     if run.is_finished:
         return run
@@ -78,7 +83,7 @@ def run_tune(
             ray = ensure_ray()
             require(ray, cpus=config.cpus_per_trial)
             check_shared(ray, run.folder)
-            _run_session(config, cohort, features, run, left, on_trial)
+            _run_session(config, cohort, features, concepts, run, left, on_trial)
         study = open_study(run.folder, config)
         done = len(complete_trials(study))
         if done < config.n_trials:
@@ -202,6 +207,7 @@ def _run_session(
     config: TuneConfig,
     cohort: Cohort,
     features: FeatureTable | None,
+    concepts: ConceptTable | None,
     run: Run,
     left: int,
     on_trial: OnTrial | None,
@@ -241,6 +247,7 @@ def _run_session(
         "base": config.base.model_dump(mode="json"),
         "cohort": str(cohort.folder.resolve()),
         "features": str(features.folder.resolve()) if features else None,
+        "concepts": str(concepts.folder.resolve()) if concepts else None,
         "details": str((run.folder / _DETAILS).resolve()),
     }
     trainable = tune.with_resources(
@@ -298,11 +305,17 @@ def _load(
     split: int,
     molecules: bool,
     feature_sets: tuple[str, ...] | None,
+    concepts: str | None,
 ) -> LearningData:
     """Data of a worker, kept for its next trial."""
     table = FeatureTable.load(Path(features)) if features else None
     return build_learning_data(
-        Cohort.load(Path(cohort)), split, table, molecules=molecules, feature_sets=feature_sets
+        Cohort.load(Path(cohort)),
+        split,
+        table,
+        molecules=molecules,
+        feature_sets=feature_sets,
+        concepts=ConceptTable.load(Path(concepts)) if concepts else None,
     )
 
 
@@ -334,6 +347,7 @@ def _trial(params: dict[str, Any], settings: dict[str, Any]) -> None:
         config.split,
         uses_molecules(config),
         feature_sets_of(config),
+        settings["concepts"] if uses_concepts(config) else None,
     )
     torch.manual_seed(config.seed)
     data = fit_context(config, data)

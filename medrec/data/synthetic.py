@@ -81,7 +81,7 @@ def simulate(source: SyntheticSource) -> Hospital:
         If more codes are asked for than the shipped tables hold.
     """
     plan = build_plan(source)
-    rng = np.random.default_rng([source.seed, 2])
+    rng = np.random.default_rng(_seeds(source, 2))
     counts = visit_counts(source, rng)
     patient = np.repeat(np.arange(len(counts)), counts)
     visit = np.arange(len(patient)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -92,6 +92,11 @@ def simulate(source: SyntheticSource) -> Hospital:
     rules = build_rules(plan, source, patient, visit, active)
     given, probability = draw_drugs(rules, patient, visit, active, rng)
     return Hospital(rules, patient, visit, diagnoses, procedures, given, probability)
+
+
+def _seeds(source: SyntheticSource, purpose: int) -> list[int]:
+    """Seeds of the patients; those of the planted rules do not depend on the hospital."""
+    return [source.seed, purpose] + ([source.hospital] if source.hospital else [])
 
 
 # --------------------------------------------------------------------------- visits and codes
@@ -244,7 +249,7 @@ def read_synthetic(source: SyntheticSource) -> Events:
     """
     hospital = simulate(source)
     plan = hospital.plan
-    rng = np.random.default_rng([source.seed, 3])
+    rng = np.random.default_rng(_seeds(source, 3))
     subject = hospital.patient + 10_000
     admission = rng.permutation(len(subject)) + 200_000
     times = admission_times(hospital.patient, rng)

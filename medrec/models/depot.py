@@ -36,7 +36,7 @@ from torch import nn
 from medrec.config import DepotModelConfig, TrainConfig
 from medrec.data.dataset import VisitBatch
 from medrec.models.base import DrugContext, FittingData, Prediction, Recommender
-from medrec.models.layers import BagEmbedding
+from medrec.models.layers import CodeHistory
 from medrec.molecules.motifs import build_motif_tables
 from quantum.base import InputError
 
@@ -88,10 +88,7 @@ class Depot(Recommender):
         has_molecule = (context.molecules.projection > 0).float()
         contains = has_molecule @ self.encoder.contains
         self.register_buffer("contains", (contains > 0).float())
-        self.diagnoses = BagEmbedding(context.n_diagnoses, d, model.dropout)
-        self.procedures = BagEmbedding(context.n_procedures, d, model.dropout)
-        self.gru_diagnoses = nn.GRU(d, d, batch_first=True)
-        self.gru_procedures = nn.GRU(d, d, batch_first=True)
+        self.history = CodeHistory(context.n_diagnoses, context.n_procedures, d, model.dropout)
         self.query = nn.Sequential(nn.ReLU(), nn.Linear(2 * d, d))
         self.match = nn.Linear(n_drugs, n_drugs)
         self.match_norm = nn.LayerNorm(n_drugs)
@@ -109,19 +106,14 @@ class Depot(Recommender):
 
         ``extras["mix"]`` holds the weights of repeating and exploring (B, V, 2).
         """
-        n_patients, n_visits = batch.shape
-        flat = n_patients * n_visits
-        d_states = self.diagnoses(batch.diagnoses, flat).reshape(n_patients, n_visits, -1)
-        p_states = self.procedures(batch.procedures, flat).reshape(n_patients, n_visits, -1)
-        states = [self.gru_diagnoses(d_states)[0], self.gru_procedures(p_states)[0]]
-        query = self.query(torch.cat(states, dim=-1))
+        query = self.query(self.history(batch))
         affinity = torch.sigmoid(query @ drugs.drugs.T)
         matched = self.match_norm(affinity + self.match(affinity))
         change = torch.cat([torch.zeros_like(query[:, :1]), query.diff(dim=1)], dim=1)
         mix = torch.softmax(self.mix(torch.cat([query, change], dim=-1)), dim=-1)
         repeat, explore = self._turnover(change, batch.drugs_before, drugs)
         turnover = mix[..., :1] * repeat + mix[..., 1:] * explore
-        later = torch.arange(n_visits, device=query.device).reshape(1, -1, 1) > 0
+        later = torch.arange(batch.shape[1], device=query.device).reshape(1, -1, 1) > 0
         logits = torch.where(later, matched * turnover, matched)
         return self.decide(logits, mix=mix.detach())
 

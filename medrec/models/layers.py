@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from medrec.data.dataset import CodeBag
+from medrec.data.dataset import CodeBag, VisitBatch
 from medrec.molecules.encoders_2d import FastDropout
 
 
@@ -38,6 +38,32 @@ class BagEmbedding(nn.Module):
         vectors = self.dropout(self.table(bag.index))
         empty = vectors.new_zeros(n_visits, vectors.shape[1])
         return empty.index_add_(0, bag.visit, vectors)
+
+
+class CodeHistory(nn.Module):
+    """Diagnoses and procedures up to each visit: two bags of codes, each followed by a GRU.
+
+    Parameters
+    ----------
+    n_diagnoses, n_procedures : int
+    d_model : int
+        Size of the embeddings and of both states.
+    """
+
+    def __init__(self, n_diagnoses: int, n_procedures: int, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.diagnoses = BagEmbedding(n_diagnoses, d_model, dropout)
+        self.procedures = BagEmbedding(n_procedures, d_model, dropout)
+        self.gru_diagnoses = nn.GRU(d_model, d_model, batch_first=True)
+        self.gru_procedures = nn.GRU(d_model, d_model, batch_first=True)
+
+    def forward(self, batch: VisitBatch) -> torch.Tensor:
+        """States of both GRUs side by side (B, V, 2 d); later visits do not enter."""
+        flat = batch.shape[0] * batch.shape[1]
+        diagnoses = self.diagnoses(batch.diagnoses, flat).reshape(*batch.shape, -1)
+        procedures = self.procedures(batch.procedures, flat).reshape(*batch.shape, -1)
+        states = [self.gru_diagnoses(diagnoses)[0], self.gru_procedures(procedures)[0]]
+        return torch.cat(states, dim=-1)
 
 
 class SetAttention(nn.Module):

@@ -46,7 +46,7 @@ from torch import nn
 from medrec.config import MMMModelConfig, TrainConfig
 from medrec.data.dataset import VisitBatch
 from medrec.models.base import DrugContext, Prediction, Recommender
-from medrec.models.layers import BagEmbedding
+from medrec.models.layers import CodeHistory
 from medrec.models.representations import FeatureInput, Representation, owners
 from medrec.molecules.structure import MoleculeTables
 from quantum.base import InputError
@@ -64,10 +64,7 @@ class MMM(Recommender):
         if molecules is None:
             raise InputError("mmm needs the molecules of the drugs; the cohort has none")
         d, n_drugs = model.d_model, context.n_drugs
-        self.diagnoses = BagEmbedding(context.n_diagnoses, d, model.dropout)
-        self.procedures = BagEmbedding(context.n_procedures, d, model.dropout)
-        self.gru_diagnoses = nn.GRU(d, d, batch_first=True)
-        self.gru_procedures = nn.GRU(d, d, batch_first=True)
+        self.history = CodeHistory(context.n_diagnoses, context.n_procedures, d, model.dropout)
         normalised = model.match == "normalised"
         self.query = nn.Sequential(nn.ReLU(), nn.Linear(2 * d, d))
         self.query_norm = nn.LayerNorm(d) if normalised else nn.Identity()
@@ -94,12 +91,7 @@ class MMM(Recommender):
     def forward(self, batch: VisitBatch, drugs: torch.Tensor | None) -> Prediction:
         """Predict all visits in one causal pass; drugs of visits are not an input."""
         n_patients, n_visits = batch.shape
-        flat = n_patients * n_visits
-        d_states = self.diagnoses(batch.diagnoses, flat).reshape(n_patients, n_visits, -1)
-        p_states = self.procedures(batch.procedures, flat).reshape(n_patients, n_visits, -1)
-        states = torch.cat(
-            [self.gru_diagnoses(d_states)[0], self.gru_procedures(p_states)[0]], dim=-1
-        )
+        states = self.history(batch)
         query = self.query_norm(self.query(states[batch.mask]))
         branches = []
         if drugs is not None:

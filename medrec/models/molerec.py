@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from medrec.config import MoleRecModelConfig, TrainConfig
 from medrec.data.dataset import VisitBatch
 from medrec.models.base import DrugContext, Prediction, Recommender
-from medrec.models.layers import BagEmbedding, MaskedAggregation, SetAttention
+from medrec.models.layers import CodeHistory, MaskedAggregation, SetAttention
 from medrec.models.representations import Representation, owners
 from quantum.base import InputError
 
@@ -46,10 +46,7 @@ class MoleRec(Recommender):
         if molecules is None:
             raise InputError("molerec needs the molecules of the drugs; expected a feature table")
         d = model.d_model
-        self.diagnoses = BagEmbedding(context.n_diagnoses, d, model.dropout)
-        self.procedures = BagEmbedding(context.n_procedures, d, model.dropout)
-        self.gru_diagnoses = nn.GRU(d, d, batch_first=True)
-        self.gru_procedures = nn.GRU(d, d, batch_first=True)
+        self.history = CodeHistory(context.n_diagnoses, context.n_procedures, d, model.dropout)
         n_fragments = owners(model.representation, molecules)[1].shape[1]
         self.query = nn.Sequential(nn.ReLU(), nn.Linear(2 * d, d))
         self.relation = nn.Linear(d, n_fragments)
@@ -68,12 +65,7 @@ class MoleRec(Recommender):
     def forward(self, batch: VisitBatch, drugs: EncodedDrugs) -> Prediction:
         """Predict all visits in one causal pass; drugs of visits are not an input."""
         n_patients, n_visits = batch.shape
-        flat = n_patients * n_visits
-        d_states = self.diagnoses(batch.diagnoses, flat).reshape(n_patients, n_visits, -1)
-        p_states = self.procedures(batch.procedures, flat).reshape(n_patients, n_visits, -1)
-        states = torch.cat(
-            [self.gru_diagnoses(d_states)[0], self.gru_procedures(p_states)[0]], dim=-1
-        )
+        states = self.history(batch)
         query = self.query(states[batch.mask])
         weights = torch.sigmoid(self.relation.weight @ query.T + self.relation.bias.unsqueeze(1))
         # the first layer of the score is linear: it is applied to S fragments, not to n D drugs

@@ -28,7 +28,7 @@ from torch import nn
 from medrec.config import SafeDrugModelConfig, TrainConfig
 from medrec.data.dataset import VisitBatch
 from medrec.models.base import DrugContext, FittingData, Prediction, Recommender
-from medrec.models.layers import BagEmbedding
+from medrec.models.layers import CodeHistory
 from medrec.molecules.encoders_2d import sum_rows
 from medrec.molecules.fingerprints import all_atom_graph, fingerprints, message_plan
 from medrec.molecules.repetitions import RowSums
@@ -85,10 +85,7 @@ class SafeDrug(Recommender):
         if molecules is None or "n_fingerprints" not in context.fitted:
             raise InputError("safedrug needs the molecules of the drugs and their fingerprints")
         d, n_drugs = model.d_model, context.n_drugs
-        self.diagnoses = BagEmbedding(context.n_diagnoses, d, model.dropout)
-        self.procedures = BagEmbedding(context.n_procedures, d, model.dropout)
-        self.gru_diagnoses = nn.GRU(d, d, batch_first=True)
-        self.gru_procedures = nn.GRU(d, d, batch_first=True)
+        self.history = CodeHistory(context.n_diagnoses, context.n_procedures, d, model.dropout)
         normalised = model.query == "normalised"
         self.query = nn.Sequential(nn.ReLU(), nn.Linear(2 * d, d))
         self.query_norm = nn.LayerNorm(d) if normalised else nn.Identity()
@@ -143,12 +140,7 @@ class SafeDrug(Recommender):
     def forward(self, batch: VisitBatch, drugs: torch.Tensor) -> Prediction:
         """Predict all visits in one causal pass; drugs of visits are not an input."""
         n_patients, n_visits = batch.shape
-        flat = n_patients * n_visits
-        d_states = self.diagnoses(batch.diagnoses, flat).reshape(n_patients, n_visits, -1)
-        p_states = self.procedures(batch.procedures, flat).reshape(n_patients, n_visits, -1)
-        states = torch.cat(
-            [self.gru_diagnoses(d_states)[0], self.gru_procedures(p_states)[0]], dim=-1
-        )
+        states = self.history(batch)
         query = self.query_norm(self.query(states[batch.mask]))
         tables = self.context.molecules
         assert tables is not None

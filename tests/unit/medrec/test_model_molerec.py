@@ -84,8 +84,8 @@ def plain_logits(model: MoleRec, batch, patient: int, t: int) -> torch.Tensor:
     """One visit at a time, with the score applied to the aggregated drug vectors (D,)."""
     states = []
     for bag, gru, codes in (
-        (model.diagnoses, model.gru_diagnoses, batch.diagnoses),
-        (model.procedures, model.gru_procedures, batch.procedures),
+        (model.history.diagnoses, model.history.gru_diagnoses, batch.diagnoses),
+        (model.history.procedures, model.history.gru_procedures, batch.procedures),
     ):
         places = [patient * batch.shape[1] + s for s in range(t + 1)]
         sums = [bag.table.weight[codes.index[codes.visit == place]].sum(dim=0) for place in places]

@@ -115,8 +115,8 @@ def plain_logits(model: SafeDrug, visits, drugs: torch.Tensor) -> torch.Tensor:
     """Logits of the last of some visits (D,), as the released code computes them."""
     states = []
     for bag, gru, codes in (
-        (model.diagnoses, model.gru_diagnoses, visits.diagnoses),
-        (model.procedures, model.gru_procedures, visits.procedures),
+        (model.history.diagnoses, model.history.gru_diagnoses, visits.diagnoses),
+        (model.history.procedures, model.history.gru_procedures, visits.procedures),
     ):
         sums = [bag.table.weight[torch.from_numpy(c)].sum(dim=0) for c in codes]
         states.append(gru(torch.stack(sums).unsqueeze(0))[0][0, -1])

@@ -56,6 +56,16 @@ def test_same_seed_same_events_other_seed_other_events():
     assert not other.prescriptions.equals(first.prescriptions)
 
 
+def test_another_hospital_has_other_patients_under_the_same_rules():
+    here, there = simulate(SOURCE), simulate(SOURCE.model_copy(update={"hospital": 1}))
+    assert here.plan.drugs == there.plan.drugs
+    assert (here.plan.affinity == there.plan.affinity).all()
+    # indications follow from affinity and from how often conditions are active: nearly the same
+    same = here.rules.indicated_by == there.rules.indicated_by
+    assert same.mean() > 0.9
+    assert len(here.patient) != len(there.patient) or (here.given != there.given).any()
+
+
 def test_admission_numbers_are_not_in_order_of_time():
     table = read_synthetic(SOURCE).admissions.sort("subject", "admit_time")
     pairs = table.with_columns(next=pl.col("admission").shift(-1).over("subject"))
