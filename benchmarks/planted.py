@@ -51,42 +51,38 @@ def compare(runs: list[Any], cohort: Any, reference: str) -> Any:
 
 
 def distance_figure(table: Any, system: str, note: str = "") -> Any:
-    """Share of the best possible Jaccard."""
+    """Jaccard beside the best possible one; the ratio is the share of it."""
     from record import Figure
 
     row = table.loc[system]
-    share = row["jaccard"] / row["jaccard_optimum"]
-    low, high = (row[f"jaccard_{end}"] / row["jaccard_optimum"] for end in ("low", "high"))
-    interval = f"of the best Jaccard {row['jaccard_optimum']:.3f} [{low:.3f}, {high:.3f}]"
+    share = float(row["jaccard"] / row["jaccard_optimum"])
     return Figure(
-        f"{system}{note}, Jaccard",
-        round(float(share), 4),
-        interval,
+        f"{system}{note}, peer: best possible",
         round(float(row["jaccard"]), 4),
-        None,
+        f"Jaccard [{row['jaccard_low']:.4f}, {row['jaccard_high']:.4f}]",
+        round(float(row["jaccard_optimum"]), 4),
+        round(share, 4),
         GOAL,
-        bool(share >= GOAL),
+        share >= GOAL,
     )
 
 
-def difference_figure(name: str, row: Any, reference: str, *, wanted: bool | None) -> Any:
-    """Difference in Jaccard with its interval; ``met`` says whether it leaves out 0 upwards."""
+def lead_figure(table: Any, system: str, other: str, note: str = "") -> Any:
+    """Lead of a system over another; met if the interval of the difference leaves out 0 upwards."""
     from record import Figure
 
-    # the table has other minus reference; a lead of the reference is the negative
-    value, low, high = (
-        -row["jaccard_difference"],
-        -row["jaccard_difference_high"],
-        -row["jaccard_difference_low"],
-    )
+    row = table.loc[other]
+    # the table has other minus system
+    lead, low, high = (-float(row[f"jaccard_difference{end}"]) for end in ("", "_high", "_low"))
+    ours, theirs = (float(table.loc[name]["jaccard"]) for name in (system, other))
     return Figure(
-        name,
-        round(float(value), 4),
-        f"Jaccard of {reference} more [{low:.4f}, {high:.4f}]",
-        round(float(row["jaccard"]), 4),
-        None,
-        0.0 if wanted else None,
-        bool(low > 0.0) if wanted else None,
+        f"{system}, peer: {other}" + (f" ({note})" if note else ""),
+        round(ours, 4),
+        f"Jaccard, difference {lead:+.4f} [{low:+.4f}, {high:+.4f}]",
+        round(theirs, 4),
+        round(ours / theirs, 4),
+        1.0,
+        low > 0.0,
     )
 
 
@@ -97,13 +93,8 @@ def figures_of(runs: list[Any], cohort: Any) -> list[Any]:
         if system not in table.index:
             continue
         figures.append(distance_figure(table, system))
-        for name in BASELINES:
-            figures.append(
-                difference_figure(f"{system} over {name}", table.loc[name], system, wanted=True)
-            )
-        for name, meets in ablations.items():
-            label = f"{name} ({meets})"
-            figures.append(difference_figure(label, table.loc[name], system, wanted=True))
+        figures += [lead_figure(table, system, name) for name in BASELINES]
+        figures += [lead_figure(table, system, name, note) for name, note in ablations.items()]
     return figures
 
 
