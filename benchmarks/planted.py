@@ -20,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).parent
 STUDY = HERE.parent / "configs/studies/planted.yaml"
 STUDY_LARGE = HERE.parent / "configs/studies/planted_large.yaml"
+STUDY_SPARSE = HERE.parent / "configs/studies/planted_sparse.yaml"
 BASELINES = ("logistic_regression", "copy_last")
 GOAL = 0.9
 ABLATIONS = {
@@ -67,7 +68,7 @@ def distance_figure(table: Any, system: str, note: str = "") -> Any:
     )
 
 
-def lead_figure(table: Any, system: str, other: str, note: str = "") -> Any:
+def lead_figure(table: Any, system: str, other: str, note: str, where: str) -> Any:
     """Lead of a system over another; met if the interval of the difference leaves out 0 upwards."""
     from record import Figure
 
@@ -76,7 +77,7 @@ def lead_figure(table: Any, system: str, other: str, note: str = "") -> Any:
     lead, low, high = (-float(row[f"jaccard_difference{end}"]) for end in ("", "_high", "_low"))
     ours, theirs = (float(table.loc[name]["jaccard"]) for name in (system, other))
     return Figure(
-        f"{system}, peer: {other}" + (f" ({note})" if note else ""),
+        f"{system}{where}, peer: {other}" + (f" ({note})" if note else ""),
         round(ours, 4),
         f"Jaccard, difference {lead:+.4f} [{low:+.4f}, {high:+.4f}]",
         round(theirs, 4),
@@ -86,15 +87,14 @@ def lead_figure(table: Any, system: str, other: str, note: str = "") -> Any:
     )
 
 
-def figures_of(runs: list[Any], cohort: Any) -> list[Any]:
+def figures_of(runs: list[Any], cohort: Any, systems: list[str], where: str = "") -> list[Any]:
+    """Distance from the best, lead over the baselines and over each ablation."""
     figures: list[Any] = []
-    for system, ablations in ABLATIONS.items():
+    for system in systems:
         table = compare(runs, cohort, system)
-        if system not in table.index:
-            continue
-        figures.append(distance_figure(table, system))
-        figures += [lead_figure(table, system, name) for name in BASELINES]
-        figures += [lead_figure(table, system, name, note) for name, note in ablations.items()]
+        figures.append(distance_figure(table, system, where))
+        others = dict.fromkeys(BASELINES, "") | ABLATIONS[system]
+        figures += [lead_figure(table, system, name, note, where) for name, note in others.items()]
     return figures
 
 
@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--home", type=Path, default=Path("medrec-work"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--sparse", action="store_true", help="also SCQMed where codes are rare")
     parser.add_argument("--large", action="store_true", help="also with five times the patients")
     chosen = parser.parse_args()
     from record import publish
@@ -113,7 +114,11 @@ def main() -> None:
 
     stages = Stages(Home(chosen.home), Terminal())
     runs = run_study(load_plan(STUDY), stages, chosen.workers, report=False)
-    figures = figures_of(runs, stages.cohort_of(runs[0]))
+    figures = figures_of(runs, stages.cohort_of(runs[0]), list(ABLATIONS))
+    if chosen.sparse:
+        sparse = run_study(load_plan(STUDY_SPARSE), stages, chosen.workers, report=False)
+        cohort = stages.cohort_of(sparse[0])
+        figures += figures_of(sparse, cohort, ["scqmed"], ", rare codes")
     if chosen.large:
         large = run_study(load_plan(STUDY_LARGE), stages, chosen.workers, report=False)
         table = compare(large, stages.cohort_of(large[0]), "scqmed")
