@@ -58,9 +58,9 @@ class Comparison:
     header : dict
         Cohort, preset, splits, counts, ground-truth and chance DDI, caution.
     table : pandas.DataFrame
-        One row per model: ``run``, ``model``, number of runs, seeds and splits, threshold, and per
-        metric the mean over runs, ``_low``, ``_high``, the paired ``_difference`` to the reference
-        with its interval, ``_sd_seeds``, ``_sd_splits``; for metrics with a value per patient
+        One row per model: ``run``, ``model``, ``name`` of the configuration, number of runs, seeds
+        and splits, threshold, and per metric the mean over runs, ``_low``, ``_high``, the paired
+        ``_difference`` to the reference with its interval, ``_sd_seeds``, ``_sd_splits``; for metrics with a value per patient
         ``_p`` (Wilcoxon) and ``_p_holm``; with a best possible Jaccard ``jaccard_optimum`` and
         ``jaccard_distance`` (optimum minus model) with its interval.
     reference : str
@@ -75,11 +75,13 @@ class Comparison:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def titles(self) -> list[str]:
-        """Name of each row: the model, or the run where two rows have the same model."""
-        models = [str(name) for name in self.table["model"]]
+        """Name of each row: the shortest of model, configuration and run that no other row has."""
+        columns = [[str(item) for item in self.table[c]] for c in ("model", "name", "run")]
         return [
-            (model if models.count(model) == 1 else str(run)).replace("_", " ")
-            for model, run in zip(models, self.table["run"], strict=True)
+            next(
+                (column[i] for column in columns if column.count(column[i]) == 1), columns[-1][i]
+            ).replace("_", " ")
+            for i in range(len(self.table))
         ]
 
     def display(self) -> pd.DataFrame:
@@ -201,6 +203,7 @@ def _row(
     row: dict[str, Any] = {
         "run": group.label,
         "model": group.model,
+        "name": group.runs[0].config().get("name", group.label),
         "runs": ", ".join(run.name for run in group.runs),
         "n_runs": len(group.runs),
         "n_seeds": len({run.config().get("seed") for run in group.runs}),
