@@ -60,9 +60,9 @@ class Comparison:
     table : pandas.DataFrame
         One row per model: ``run``, ``model``, ``name`` of the configuration, number of runs, seeds
         and splits, threshold, and per metric the mean over runs, ``_low``, ``_high``, the paired
-        ``_difference`` to the reference with its interval, ``_sd_seeds``, ``_sd_splits``; for metrics with a value per patient
-        ``_p`` (Wilcoxon) and ``_p_holm``; with a best possible Jaccard ``jaccard_optimum`` and
-        ``jaccard_distance`` (optimum minus model) with its interval.
+        ``_difference`` to the reference with its interval, ``_sd_seeds``, ``_sd_splits``; for
+        metrics with a value per patient ``_p`` (Wilcoxon) and ``_p_holm``; with a best possible
+        Jaccard ``jaccard_optimum`` and ``jaccard_distance`` (best minus model) with its interval.
     reference : str
         The ``run`` that differences refer to.
     facts : dict
