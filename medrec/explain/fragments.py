@@ -9,6 +9,7 @@ as the model sees it, and not of a change in chemistry.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,7 +26,7 @@ from medrec.models.safedrug import SafeDrug
 from medrec.molecules.encoders_2d import GINEncoder
 
 
-class FragmentMask:
+class FragmentMask(ABC):
     """Where a model keeps which class has which fragment.
 
     Parameters
@@ -37,13 +38,13 @@ class FragmentMask:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
+    @abstractmethod
     def place(self, drug: int, fragment: int) -> Any:
         """Index of an entry in the tensor; None without one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fragments(self, drug: int) -> list[int]:
         """Fragments of a class, ascending."""
-        raise NotImplementedError
 
     @contextmanager
     def without(self, drug: int, fragment: int) -> Iterator[None]:
