@@ -230,18 +230,28 @@ def _calibration(page: Page, comparison: Comparison | None, runs: list[Run]) -> 
 
 
 def _training(page: Page, runs: list[Run]) -> list[str]:
-    curves = {run.report()["model"]: run.metrics() for run in runs}
+    named = dict(zip(_labels(runs), runs, strict=True))
+    curves = {label: run.metrics() for label, run in named.items()}
     learned = {name: t for name, t in curves.items() if "train_loss" in t.columns and len(t) > 1}
     if not learned:
         return [paragraph("No model with epochs was given.")]
     best = [
-        f"{run.report()['model']}: epoch {run.report()['best_epoch']}"
-        for run in runs
+        f"{label}: epoch {run.report()['best_epoch']}"
+        for label, run in named.items()
         if "best_epoch" in run.report()
     ]
     return [
         page.figure(figures.training(learned), "training curves"),
         paragraph("Selected on validation Jaccard: " + ", ".join(best) + ".", "note"),
+    ]
+
+
+def _labels(runs: list[Run]) -> list[str]:
+    """Name of each run's configuration; the run's own where several have that name."""
+    names = [str(run.config()["name"]) for run in runs]
+    return [
+        name.replace("_", " ") if names.count(name) == 1 else run.name
+        for name, run in zip(names, runs, strict=True)
     ]
 
 
