@@ -93,7 +93,7 @@ def _summary(
 ) -> list[str]:
     if comparison is None:
         return [paragraph("No training run was given; this page shows the cohort alone.")]
-    best = comparison.table.sort_values("jaccard", ascending=False).iloc[0]
+    best = _titled(comparison).sort_values("jaccard", ascending=False).iloc[0]
     header = comparison.header
     tiles = [
         (f"{best['jaccard']:.3f}", f"best Jaccard ({best['model']})"),
@@ -144,8 +144,8 @@ def _comparison(comparison: Comparison | None) -> list[str]:
     if comparison is None:
         return [paragraph("No training run was given.")]
     rows = []
-    for row in comparison.table.to_dict("records"):
-        cells: list[Any] = [row["model"]]
+    for title, row in zip(comparison.titles(), comparison.table.to_dict("records"), strict=True):
+        cells: list[Any] = [title]
         for name in PRIMARY:
             digits = 1 if name == "mean_n_drugs" else 3
             value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
@@ -168,6 +168,11 @@ def _comparison(comparison: Comparison | None) -> list[str]:
     ]
 
 
+def _titled(comparison: Comparison) -> pd.DataFrame:
+    """Table of a comparison whose models are named apart."""
+    return comparison.table.assign(model=comparison.titles())
+
+
 def _difference(row: dict[Any, Any], reference: str) -> Any:
     if row["run"] == reference:
         return ("reference", 0.0)
@@ -182,7 +187,7 @@ def _frontier(page: Page, comparison: Comparison | None, tune_run: Run | None) -
     if comparison is None:
         return [paragraph("No training run was given.")]
     truth, chance = comparison.header["DDI of ground truth"], comparison.header["DDI of chance"]
-    figure = figures.frontier(trials, comparison.table, truth, chance)
+    figure = figures.frontier(trials, _titled(comparison), truth, chance)
     parts = [page.figure(figure, "Jaccard against DDI rate")]
     if trials is None:
         return [*parts, paragraph("No search was given, so there are no trials.", "note")]
