@@ -290,7 +290,19 @@ def main() -> None:
         code = _unexpected(error)
     if code == 130:  # the command library turns Ctrl-C into this exit code on some paths
         _complain(_INTERRUPTED)
+        _leave_at_once(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave_at_once(code: int) -> None:
+    """End without the interpreter's tear-down, which can crash while Ray's threads are at work.
+
+    A local cluster goes with its driver, as after a kill; a joined one drops the driver's tasks.
+    """
+    if "ray" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _use_environment() -> None:
