@@ -51,6 +51,17 @@ from medrec.config_models import (
     TrainConfig,
     UDCModelConfig,
 )
+from medrec.config_molecules import (
+    ContrastiveTaskConfig,
+    FitConfig,
+    LibraryConfig,
+    MaskingTaskConfig,
+    MoleculeEncoderConfig,
+    MoleculePretrainConfig,
+    PredictTaskConfig,
+    PropertyConfig,
+    SplitConfig,
+)
 from medrec.config_papers import (
     BiMoRecModelConfig,
     ConceptConfig,
@@ -75,6 +86,7 @@ __all__ = [
     "Choice",
     "CohortConfig",
     "ConceptConfig",
+    "ContrastiveTaskConfig",
     "CopyFrequencyModelConfig",
     "CopyLastModelConfig",
     "CrossConfig",
@@ -87,23 +99,32 @@ __all__ = [
     "EicuSource",
     "EncoderConfig",
     "FeatureRunConfig",
+    "FitConfig",
     "FloatRange",
     "GAMENetModelConfig",
     "GraphConfig",
     "IntRange",
     "LeapModelConfig",
+    "LibraryConfig",
     "LogisticRegressionModelConfig",
     "LossConfig",
     "MMMModelConfig",
+    "MaskingTaskConfig",
     "MedsSource",
     "MicronModelConfig",
     "Mimic3Source",
     "Mimic4Source",
     "ModelConfig",
     "MoleRecModelConfig",
+    "MoleculeEncoderConfig",
+    "MoleculePretrainConfig",
+    "MoleculePretrainRunConfig",
     "Objective",
     "OptimConfig",
+    "PredictTaskConfig",
     "PretrainRunConfig",
+    "PropertyConfig",
+    "PropertyRunConfig",
     "QuantiserConfig",
     "RecordSource",
     "RepresentationConfig",
@@ -112,6 +133,7 @@ __all__ = [
     "SafeDrugModelConfig",
     "ScalingConfig",
     "SearchDimension",
+    "SplitConfig",
     "StudyConfig",
     "StudySystem",
     "SyntheticSource",
@@ -195,6 +217,21 @@ class ScalingConfig(Frozen):
     use_gpu: bool = False
     cpus_per_worker: PositiveInt = 1
     max_failures: NonNegativeInt = 3
+    min_workers: PositiveInt | None = Field(
+        None, description="go on with fewer workers, down to these, while nodes are away (GPU)"
+    )
+
+    @model_validator(mode="after")
+    def _elastic(self) -> ScalingConfig:
+        if self.min_workers is None:
+            return self
+        if self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} is above num_workers {self.num_workers}"
+            )
+        if not self.use_gpu:
+            raise ValueError("min_workers needs use_gpu: Ray resizes groups of GPU workers only")
+        return self
 
 
 class PretrainRunConfig(Frozen):
@@ -202,6 +239,20 @@ class PretrainRunConfig(Frozen):
 
     task: BimodalPretrainConfig
     scaling: ScalingConfig = ScalingConfig()
+
+
+class MoleculePretrainRunConfig(Frozen):
+    """Pre-training of an encoder on a molecule library, and its workers."""
+
+    task: MoleculePretrainConfig
+    scaling: ScalingConfig = ScalingConfig(num_workers=1)
+
+
+class PropertyRunConfig(Frozen):
+    """Fine-tuning on the targets of a molecule library, and its workers."""
+
+    task: PropertyConfig
+    scaling: ScalingConfig = ScalingConfig(num_workers=1)
 
 
 class FloatRange(Frozen):

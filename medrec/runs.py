@@ -45,7 +45,7 @@ from quantum.base import (
     write_text_atomic,
 )
 
-RunKind = Literal["train", "pretrain", "tune"]
+RunKind = Literal["train", "pretrain", "tune", "property"]
 _PACKAGES = ("torch", "torch-geometric", "scikit-learn", "pandas", "rdkit", "ray", "optuna")
 
 
@@ -80,6 +80,11 @@ class Home:
     def concepts(self) -> Path:
         """Concept tables, one folder each."""
         return self.root / "concepts"
+
+    @property
+    def molecules(self) -> Path:
+        """Molecule libraries, one folder each."""
+        return self.root / "molecules"
 
     @property
     def runs(self) -> Path:

@@ -12,7 +12,10 @@ from medrec.config import (
     CrossConfig,
     DemoConfig,
     FeatureRunConfig,
+    LibraryConfig,
+    MoleculePretrainRunConfig,
     PretrainRunConfig,
+    PropertyRunConfig,
     StudyConfig,
     TrainConfig,
     TuneConfig,
@@ -31,6 +34,9 @@ KIND_OF_FOLDER: dict[str, type[BaseModel]] = {
     "cross": CrossConfig,
     "concepts": ConceptConfig,
     "demo": TrainConfig,
+    "molecules": LibraryConfig,
+    "encoders": MoleculePretrainRunConfig,
+    "properties": PropertyRunConfig,
 }
 
 

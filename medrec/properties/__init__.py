@@ -1,0 +1,1 @@
+"""Property prediction: targets with units, fine-tuning, tables of results."""
