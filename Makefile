@@ -24,8 +24,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup  ## the whole chain on the open MIMIC demo, with a report (at most 15 minutes)
 	$(BIN)/medrec demo
 
-test: setup  ## the tests that fit in ten minutes
-	$(BIN)/pytest -m "not slow and not restricted_data"
+test: setup  ## the tests that fit in ten minutes, on two cores
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not restricted_data"
 
 test-all: setup  ## all tests
 	$(BIN)/pytest -m "not restricted_data"

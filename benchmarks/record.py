@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -45,8 +46,8 @@ def command_line(name: str) -> str:
     return f"make bench NAME={name}" + (f' ARGS="{" ".join(words)}"' if words else "")
 
 
-def publish(name: str, figures: list[Figure]) -> None:
-    """Print the table and write ``benchmarks/results/NAME.json``."""
+def publish(name: str, figures: list[Figure], **more: Any) -> None:
+    """Print the table and write ``benchmarks/results/NAME.json``, with further keys if given."""
     rows = [asdict(figure) for figure in figures]
     Terminal().out.print(frame_table(pd.DataFrame(rows), title=name))
     write_json_atomic(
@@ -58,5 +59,6 @@ def publish(name: str, figures: list[Figure]) -> None:
             "date": now_utc(),
             "code": code_version(),
             "figures": rows,
+            **more,
         },
     )

@@ -151,13 +151,13 @@ class PredictTaskConfig(Frozen):
 
 
 class ContrastiveTaskConfig(Frozen):
-    """Align whole molecules' 2D and 3D vectors (NT-Xent)."""
+    """Align whole molecules' 2D and 3D vectors from 2D to 3D."""
 
     kind: Literal["contrastive"] = "contrastive"
-    loss: Literal["bimorec", "infomax"] = Field(
-        "bimorec",
-        description="bimorec: positives in the denominator, 2D to 3D only; infomax: 3D InfoMax, "
-        "positives left out of the denominator",
+    loss: Literal["nt_xent", "infonce"] = Field(
+        "nt_xent",
+        description="nt_xent: BiMoRec's and 3D InfoMax's, positives left out of the denominator; "
+        "infonce: positives in it",
     )
     temperature: PositiveFloat = 0.1
     d_projection: PositiveInt = 256

@@ -20,6 +20,7 @@ from orchestration.cli_evaluate import compare, evaluate
 from orchestration.cli_explain import explain
 from orchestration.cli_features import features_app
 from orchestration.cli_frontier import frontier
+from orchestration.cli_molecules import molecules_app
 from orchestration.cli_records import records_app
 from orchestration.cli_replicate import replicate
 from orchestration.cli_study import study
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.add_typer(features_app, name="features")
 app.add_typer(synth_app, name="synth")
 app.add_typer(records_app, name="records")
+app.add_typer(molecules_app, name="molecules")
 
 _INTERRUPTED = "interrupted; finished work is kept, the same command goes on from there"
 

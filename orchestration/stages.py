@@ -358,6 +358,9 @@ class Stages:
 
         if not runs:
             raise InputError("no run given; expected at least one")
+        on_molecules = [run for run in runs if "library" in run.inputs]
+        if on_molecules:
+            return self._molecule_report(runs, out)
         cohort = self.cohort_of(runs[0])
         by_kind: dict[str, list[Run]] = {"train": [], "tune": [], "pretrain": []}
         for run in runs:
@@ -373,6 +376,18 @@ class Stages:
             with_patient=with_patient,
             out=target,
         )
+
+    def _molecule_report(self, runs: list[Run], out: Path | None) -> Path:
+        """Write the page of runs on molecule libraries."""
+        from medrec.report.molecules import write_molecule_page
+
+        others = [run.name for run in runs if "library" not in run.inputs]
+        if others:
+            raise InputError(
+                f"{others[0]} is about a cohort, other runs are about molecule libraries; "
+                "expected one or the other on a page"
+            )
+        return write_molecule_page(runs, out or self.home.reports / f"{runs[0].name}.html")
 
 
 def read_document(path: Path) -> Any:

@@ -16,6 +16,18 @@ for _name in ("MEDREC_HOME", "MEDREC_DATA", "MEDREC_RAY_ADDRESS"):
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process for all Ray tests, which share a cluster, and one for every other file.
+
+    The Ray tests take longest and come first.
+    """
+    ray_tests = ROOT / "tests" / "ray"
+    for item in items:
+        group = "ray" if item.path.is_relative_to(ray_tests) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not item.path.is_relative_to(ray_tests))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """Top folder of the checkout."""

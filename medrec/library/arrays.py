@@ -148,7 +148,8 @@ class MoleculeLibrary:
             How many of them each molecule has.
         """
         column = RAGGED.index(what)
-        first, counts = self.starts[molecules, column], np.diff(self.starts[:, column])[molecules]
+        first = self.starts[molecules, column]
+        counts = self.starts[np.asarray(molecules) + 1, column] - first
         before = np.cumsum(counts) - counts
         rows = np.arange(int(counts.sum())) + np.repeat(first - before, counts)
         return rows, counts

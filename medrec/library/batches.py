@@ -27,7 +27,7 @@ class MoleculeBatch:
     placed : BoolTensor (B,)
         Molecules with positions.
     edge_index : LongTensor (2, E)
-        Flat source and target of every bond, both directions.
+        Flat source and target of every bond; columns 2 e and 2 e + 1 are the two directions of e.
     edge_attr : LongTensor (E, 3)
         Type, stereo, conjugated.
     angle : LongTensor (A, 3)

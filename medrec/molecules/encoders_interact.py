@@ -229,7 +229,7 @@ class InteractEncoder(nn.Module):
             "centres", torch.linspace(0.0, CUTOFF_ANGSTROM, N_GAUSSIANS), persistent=False
         )
         self.layers = nn.ModuleList(InteractLayer(d_model, dropout) for _ in range(n_layers))
-        self.apply(_glorot)
+        self.apply(glorot)
 
     def forward(self, pairs: PairedMolecules) -> tuple[Tensor, Tensor]:
         """Encode atoms.
@@ -274,7 +274,7 @@ class InteractEncoder(nn.Module):
         return {"d_model": self.d_model, "layers": self.n_layers}
 
 
-def _glorot(module: nn.Module) -> None:
+def glorot(module: nn.Module) -> None:
     """Glorot-uniform weights and zero biases, as published; embeddings have theirs already."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)

@@ -31,9 +31,13 @@ class LossModel(nn.Module, ABC):
     ----------
     terms : tuple of str
         Names of the K loss terms; the loss is their sum, each divided by its count.
+    separable : bool
+        The sums of a batch are those of its parts, so the engine may cut it. False for a loss that
+        compares the molecules of a batch; a worker then passes its whole part at once.
     """
 
     terms: tuple[str, ...]
+    separable: bool = True
 
     @abstractmethod
     def counts(self, batch: MoleculeBatch, epoch: int) -> Tensor:
@@ -46,10 +50,16 @@ class LossModel(nn.Module, ABC):
         A term without items in the batch is 0 and still depends on its parameters, so that all
         workers take part in the exchange of gradients. What is drawn at random follows from
         ``epoch`` and ``batch.rows`` alone (`medrec.pretrain.draws`), never from the batch.
+
+        A batch holds a molecule at least. A worker for which a step has none left passes one
+        without position, and what comes out of it counts nowhere.
         """
 
     def facts(self, batch: MoleculeBatch, epoch: int) -> dict[str, tuple[float, float]]:
-        """Further numbers about a batch as (sum, count), such as accuracies; none by default."""
+        """Further numbers about a batch as (sum, count), such as accuracies; none by default.
+
+        Called after the backward pass of that batch.
+        """
         return {}
 
     @abstractmethod

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -100,25 +101,35 @@ def test_a_poison_task_ends_as_transient_and_the_rest_goes_on(ray):
 
 def wait_long(task: Task, folder: str) -> Outcome:
     (Path(folder) / str(os.getpid())).touch()
-    time.sleep(60)
+    time.sleep(600)
     return outcome(task)
 
 
-def test_closing_the_iterator_cancels_what_runs(ray, tmp_path):
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise here; processes that run tests side by side ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_closing_the_iterator_cancels_what_runs(ray, tmp_path, interruptible):
     executor = RayExecutor(ray, cpus_per_task=0, max_in_flight=2)
 
     def first_then_wait():
         yield from executor.run(partial(wait_long, folder=str(tmp_path)), tasks()[:2])
 
-    generator = first_then_wait()
-    import threading
+    def interrupt_when_both_run():
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    timer = threading.Timer(15.0, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+    generator = first_then_wait()
+    threading.Thread(target=interrupt_when_both_run, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         next(generator)
     generator.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     pids = [int(p.name) for p in tmp_path.iterdir()]
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.2)
