@@ -138,6 +138,23 @@ class Plan:
         return done
 
 
+def pretraining_fit(epochs: int, molecules: int, precision: str) -> dict[str, Any]:
+    """Settings of a pre-training, the same for all tasks."""
+    batch = 128
+    return {
+        "epochs": epochs,
+        "batch_size": batch,
+        "lr": 3e-4,
+        "warmup_steps": warmup(epochs, molecules, batch),
+        "precision": precision,
+    }
+
+
+def warmup(epochs: int, molecules: int, batch: int) -> int:
+    """A twentieth of all steps."""
+    return epochs * -(-molecules // batch) // 20
+
+
 def slug(name: str) -> str:
     """Name of a run: letters, digits, underscores."""
     kept = "".join(letter if letter.isalnum() else "_" for letter in name.lower())
@@ -188,6 +205,11 @@ def metrics(home: Path, names: dict[str, list[str]]) -> dict[str, list[Any]]:
         row: [Run.load(home / "runs" / name).metrics() for name in own]
         for row, own in names.items()
     }
+
+
+def plain(frame: Any) -> list[dict[str, Any]]:
+    """Rows of a table for a result file, in which a missing number is null."""
+    return frame.round(5).astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def library_of(name: str, home: Path, **changes: Any) -> Path:

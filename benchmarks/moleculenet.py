@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from molecule_rows import Plan, Row, frames, library_of, rows
+from molecule_rows import Plan, Row, frames, library_of, plain, pretraining_fit, rows
 from record import Figure, publish
 
 OURS = "MolInteract, L_All"
@@ -64,17 +64,8 @@ def figures_of(
 
 def run_moleculenet(options: argparse.Namespace) -> tuple[list[Figure], list[Any]]:
     sizes = {"d_model": options.d, "layers": options.layers}
-    pretraining = {
-        "limit": None,
-        "fit": {
-            "epochs": options.pretrain_epochs,
-            "batch_size": 128,
-            "lr": 3e-4,
-            "warmup_steps": 50,
-            "precision": options.precision,
-        },
-    }
-    plan = Plan(options.home, sizes, pretraining)
+    fit = pretraining_fit(options.pretrain_epochs, options.corpus, options.precision)
+    plan = Plan(options.home, sizes, {"fit": fit})
     table = rows("2d")
     corpus = library_of(
         "conformers", options.home, source__path=options.molecules.resolve(), limit=options.corpus
@@ -100,13 +91,7 @@ def run_qm8(options: argparse.Namespace) -> tuple[list[Figure], list[Any]]:
     }
     library = library_of("qm8", options.home, **{k: v.resolve() for k, v in paths.items()})
     sizes = {"d_model": options.d, "layers": options.layers}
-    fit = {
-        "epochs": options.pretrain_epochs,
-        "batch_size": 128,
-        "lr": 3e-4,
-        "warmup_steps": 50,
-        "precision": options.precision,
-    }
+    fit = pretraining_fit(options.pretrain_epochs, options.qm8_train, options.precision)
     plan = Plan(options.home, sizes, {"split": SPLIT, "limit": options.qm8_train, "fit": fit})
     wanted = (
         OURS,
@@ -130,7 +115,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=int, default=8_000, help="of its molecules")
     parser.add_argument("--qm8", type=Path, help="folder with qm8.csv.gz and its links to QM9")
     parser.add_argument("--qm9", type=Path, help="QM9, for the geometries of QM8")
-    parser.add_argument("--qm8-train", type=int, default=None, help="training molecules of QM8")
+    parser.add_argument("--qm8-train", type=int, default=17_428, help="training molecules of QM8")
     parser.add_argument("--qm8-epochs", type=int, default=5)
     parser.add_argument("--datasets", default=",".join(DATASETS))
     parser.add_argument("--home", type=Path, default=Path("medrec-work"))
@@ -157,7 +142,7 @@ def main() -> None:
     publish(
         "moleculenet",
         figures,
-        results=results.round(5).astype(object).where(results.notna(), None).to_dict("records"),
+        results=plain(results),
         budget={
             "pretraining": {"molecules": options.corpus, "epochs": options.pretrain_epochs},
             "finetuning": {"epochs": options.epochs, "seeds": list(SEEDS)},

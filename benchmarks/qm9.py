@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from molecule_rows import Plan, frames, library_of, metrics, rows
+from molecule_rows import Plan, frames, library_of, metrics, plain, pretraining_fit, rows, warmup
 from record import Figure, publish
 
 OURS = "MolInteract, L_All"
@@ -34,7 +34,7 @@ def settings(options: argparse.Namespace, limit: int | None, epochs: int) -> dic
             "epochs": epochs,
             "batch_size": options.batch,
             "lr": options.lr,
-            "warmup_steps": 100,
+            "warmup_steps": warmup(epochs, limit or PAPER_TRAIN, options.batch),
             "ema": 0.99,
             "precision": options.precision,
         },
@@ -97,13 +97,7 @@ def main() -> None:
     from medrec.properties.tables import as_text, beside_paper, learning_curves, result_table
 
     library = library_of("qm9", options.home, source__path=options.qm9.resolve())
-    fit = {
-        "epochs": options.pretrain_epochs,
-        "batch_size": 128,
-        "lr": 3e-4,
-        "warmup_steps": 50,
-        "precision": options.precision,
-    }
+    fit = pretraining_fit(options.pretrain_epochs, options.pretrain, options.precision)
     plan = Plan(
         options.home,
         {"d_model": options.d, "layers": options.layers},
@@ -136,11 +130,8 @@ def main() -> None:
     publish(
         "qm9",
         figures,
-        results=results.round(5).to_dict("records"),
-        learning_curves=curves.round(5)
-        .astype(object)
-        .where(curves.notna(), None)
-        .to_dict("records"),
+        results=plain(results),
+        learning_curves=plain(curves),
         budget={
             "pretraining": {"molecules": options.pretrain, "epochs": options.pretrain_epochs},
             "finetuning": {"molecules": options.train, "epochs": options.epochs},
