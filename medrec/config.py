@@ -1,13 +1,13 @@
 """Every configuration class; `medrec.loading` reads them from YAML.
 
 One YAML file is one complete run, minus the defaults, which live in these classes and nowhere
-else. Files do not inherit from each other: what you read is what runs. No PyTorch here. Records and
-recommenders have files of their own; import everything from here.
+else. Files do not inherit from each other: what you read is what runs. No PyTorch here. Records,
+recommenders, molecules and searches have files of their own; import everything from here.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -72,8 +72,18 @@ from medrec.config_papers import (
     SCQMedModelConfig,
     TextConfig,
 )
+from medrec.config_search import (
+    AshaConfig,
+    Choice,
+    FloatRange,
+    IntRange,
+    Objective,
+    PropertyTuneConfig,
+    SearchConfig,
+    SearchDimension,
+    TuneConfig,
+)
 from medrec.config_study import StudyConfig, StudySystem
-from medrec.loading import suggest
 from quantum.base import Frozen
 from quantum.schema import LEVELS, Level, PipelineSpec, Resources
 
@@ -125,6 +135,7 @@ __all__ = [
     "PretrainRunConfig",
     "PropertyConfig",
     "PropertyRunConfig",
+    "PropertyTuneConfig",
     "QuantiserConfig",
     "RecordSource",
     "RepresentationConfig",
@@ -132,6 +143,7 @@ __all__ = [
     "SCQMedModelConfig",
     "SafeDrugModelConfig",
     "ScalingConfig",
+    "SearchConfig",
     "SearchDimension",
     "SplitConfig",
     "StudyConfig",
@@ -253,89 +265,6 @@ class PropertyRunConfig(Frozen):
 
     task: PropertyConfig
     scaling: ScalingConfig = ScalingConfig(num_workers=1)
-
-
-class FloatRange(Frozen):
-    """A continuous parameter."""
-
-    type: Literal["uniform", "loguniform"]
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> FloatRange:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
-        if self.type == "loguniform" and self.low <= 0:
-            raise ValueError(f"loguniform needs low > 0, got {self.low:g}")
-        return self
-
-
-class IntRange(Frozen):
-    """A whole-number parameter, both ends included."""
-
-    type: Literal["int"]
-    low: int
-    high: int
-
-    @model_validator(mode="after")
-    def _ordered(self) -> IntRange:
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
-        return self
-
-
-class Choice(Frozen):
-    """One of a list of values."""
-
-    type: Literal["choice"]
-    values: tuple[int | float | str | bool, ...] = Field(min_length=1)
-
-
-SearchDimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
-
-
-class Objective(Frozen):
-    """A validation metric and its direction."""
-
-    metric: str = "jaccard"
-    mode: Literal["max", "min"] = "max"
-
-
-class AshaConfig(Frozen):
-    """Asynchronous successive halving, in epochs."""
-
-    grace_epochs: PositiveInt = 3
-    reduction_factor: PositiveInt = Field(3, ge=2)
-
-
-class TuneConfig(Frozen):
-    """A search with Optuna; the first objective also drives ASHA."""
-
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    base: TrainConfig
-    space: dict[str, SearchDimension]
-    objectives: tuple[Objective, ...] = (Objective(),)
-    n_trials: PositiveInt = 20
-    sampler: Literal["tpe", "random"] = "tpe"
-    seed: NonNegativeInt = 0
-    asha: AshaConfig | None = AshaConfig()
-    max_concurrent: PositiveInt = Field(2, description="trials at a time; not part of the name")
-    cpus_per_trial: PositiveInt = 1
-
-    @model_validator(mode="after")
-    def _paths_exist(self) -> TuneConfig:
-        tree = self.base.model_dump(mode="json")
-        for path in self.space:
-            node: Any = tree
-            for part in path.split("."):
-                if not isinstance(node, dict) or part not in node:
-                    raise ValueError(
-                        f"space path '{path}' names no field of base"
-                        + suggest(part, node if isinstance(node, dict) else ())
-                    )
-                node = node[part]
-        return self
 
 
 class DemoConfig(Frozen):

@@ -151,6 +151,11 @@ def _learn(
         state = pretrained.load_checkpoint("best")
         if state is None:
             raise InputError(f"pre-training run {pretrained.name} has no finished checkpoint")
+        if pretrained.report().get("hydrogens"):
+            raise InputError(
+                f"pre-training run {pretrained.name} read hydrogens as atoms; recommenders read "
+                "heavy atoms: expected a library imported with hydrogens: false"
+            )
         model.load_pretrained(state)
     resume = run.load_checkpoint("last")
     run.keep_metrics_until(resume["epoch"] if resume else -1)

@@ -1,4 +1,4 @@
-"""`medrec molecules`: import, info, pretrain, finetune, embed."""
+"""`medrec molecules`: import, info, pretrain, finetune, tune, embed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ molecules_app = typer.Typer(
 )
 LibraryOption = Annotated[
     str, typer.Option("--library", help="Molecule library, as `molecules import` printed.")
+]
+StartOption = Annotated[
+    str | None, typer.Option("--pretrained", help="Run whose encoder the model starts from.")
 ]
 
 
@@ -91,9 +94,7 @@ def molecules_pretrain(
 def molecules_finetune(
     config: ConfigArgument,
     library: LibraryOption,
-    pretrained: Annotated[
-        str | None, typer.Option("--pretrained", help="Run whose encoder the model starts from.")
-    ] = None,
+    pretrained: StartOption = None,
     seeds: SeedsOption = None,
     home: HomeOption = DEFAULT_HOME,
     overrides: SetOption = None,
@@ -116,6 +117,35 @@ def molecules_finetune(
     show_properties(
         finetune(settings, find_library(place, library), place, terminal, start, numbers), terminal
     )
+
+
+@molecules_app.command("tune")
+def molecules_tune(
+    config: ConfigArgument,
+    library: LibraryOption,
+    pretrained: StartOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Search settings of a fine-tuning with Ray Tune and Optuna, by the validation score.
+
+    The best configuration is fine-tuned once more and evaluated once on the test part. The same
+    command resumes a search. Research use only, not for clinical decisions.
+    """
+    from medrec.config import PropertyTuneConfig
+    from medrec.loading import load_config
+    from orchestration.molecules import find_library, find_run
+
+    terminal, place = Terminal(as_json=as_json, quiet=quiet), Home(home)
+    settings = load_config(config, PropertyTuneConfig, overrides or ())
+    found = find_library(place, library)
+    start = find_run(place, pretrained) if pretrained else None
+    # takes seconds, so that a wrong name is not found last
+    from orchestration.molecule_tune import show_search, tune_properties
+
+    show_search(tune_properties(settings, found, place, terminal, start), terminal)
 
 
 @molecules_app.command("embed")

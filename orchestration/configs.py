@@ -16,6 +16,7 @@ from medrec.config import (
     MoleculePretrainRunConfig,
     PretrainRunConfig,
     PropertyRunConfig,
+    PropertyTuneConfig,
     StudyConfig,
     TrainConfig,
     TuneConfig,
@@ -37,6 +38,7 @@ KIND_OF_FOLDER: dict[str, type[BaseModel]] = {
     "molecules": LibraryConfig,
     "encoders": MoleculePretrainRunConfig,
     "properties": PropertyRunConfig,
+    "searches": PropertyTuneConfig,
 }
 
 

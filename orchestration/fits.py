@@ -45,6 +45,7 @@ RunConfig = MoleculePretrainRunConfig | PropertyRunConfig
 Task = MoleculePretrainConfig | PropertyConfig
 
 PREDICTIONS, PROPERTIES = "predictions.parquet", "properties.parquet"
+_ATOMS = ("heavy atoms alone", "all atoms")
 
 # the same again on any worker and after any restart
 _FINAL_KINDS = frozenset({"input", "config", "data", "convergence"})
@@ -336,8 +337,17 @@ def _report(
     predictions.to_parquet(run.folder / PREDICTIONS, index=False)
     summary.to_parquet(run.folder / PROPERTIES, index=False)
     rows_of = summary.astype(object).where(summary.notna(), None)
-    notes = list(getattr(problem.model, "notes", ()))
+    notes = [*getattr(problem.model, "notes", ()), *_other_atoms(job, problem.library)]
     return {**report, "test": rows_of.to_dict("records"), "notes": notes}
+
+
+def _other_atoms(job: Job, library: MoleculeLibrary) -> list[str]:
+    """Note that an encoder was trained on molecules with other atoms."""
+    trained = None if job.start is None else Run.load(job.start).report().get("hydrogens")
+    if trained in (None, library.hydrogens):
+        return []
+    theirs, ours = (_ATOMS[bool(item)] for item in (trained, library.hydrogens))
+    return [f"the encoder was trained on {theirs}, the library has {ours}"]
 
 
 def _number(value: Any) -> float | None:

@@ -97,9 +97,15 @@ def _encode_with_ray(config: LibraryConfig, home: Home, workers: int, progress: 
 
 
 def _with_whole_paths(config: LibraryConfig) -> LibraryConfig:
-    """Paths that do not depend on the folder that a process works in."""
+    """Paths that depend neither on the folder that a process works in nor on its environment."""
+    from medrec.data.schema import resolve_path
+
     source = config.source
-    paths = {name: value.resolve() for name, value in source if isinstance(value, Path)}
+    paths = {
+        name: resolve_path(str(value)).resolve()
+        for name, value in source
+        if isinstance(value, Path)
+    }
     return config.model_copy(update={"source": source.model_copy(update=paths)})
 
 
@@ -242,8 +248,9 @@ def show_properties(runs: Sequence[Run], terminal: Terminal) -> None:
     facts = ("n_train", "parameters", "epochs", "molecules_per_s", "seconds")
     runs_shown = pd.DataFrame(reports)[["run", *facts]]
     title = f"test part, mean and SD over {len(runs)} runs" if several else "test part"
+    plain = shown.astype(object).where(shown.notna(), None)  # JSON has no NaN
     terminal.result(
-        {"runs": reports, "test": shown.to_dict("records"), "note": RESEARCH_ONLY},
+        {"runs": reports, "test": plain.to_dict("records"), "note": RESEARCH_ONLY},
         frame_table(runs_shown, "runs"),
         frame_table(shown, title),
         *dict.fromkeys(f"note: {note}" for report in reports for note in report["notes"]),

@@ -68,10 +68,10 @@ class MoleculeLibrary:
         if not (folder / "manifest.json").is_file():
             raise InputError(f"{folder} is no molecule library: it has no manifest.json")
         manifest = read_json(folder / "manifest.json")
-        if manifest.get("format") != FORMAT:
+        stated = manifest.get("format") if isinstance(manifest, dict) else None
+        if stated != FORMAT:
             raise InputError(
-                f"{folder} has library format {manifest.get('format')}; expected {FORMAT}. "
-                "Import it again"
+                f"{folder} has library format {stated}; expected {FORMAT}. Import it again"
             )
         return cls(folder, manifest)
 
@@ -99,7 +99,7 @@ class MoleculeLibrary:
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
         """First rows (M + 1, 6) of every molecule; columns as in `RAGGED`."""
-        return np.asarray(self._open("starts"))
+        return np.asarray(self._open("starts", "int64", None, (len(RAGGED),)))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -112,22 +112,27 @@ class MoleculeLibrary:
     @cached_property
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Memory-mapped arrays by name."""
-        return {name: self._open(name) for name in ARRAYS}
+        rows = dict(zip(RAGGED, self.starts[-1].tolist(), strict=True))
+        return {
+            name: self._open(name, dtype, rows[of], tail)
+            for name, (of, dtype, tail) in ARRAYS.items()
+        }
 
     @cached_property
     def targets(self) -> npt.NDArray[np.float64]:
         """Targets (M, T) in the units of `targets_info`; NaN is missing."""
-        return np.asarray(self._open("targets"))
+        n_targets = len(self.manifest["targets"])
+        return np.asarray(self._open("targets", "float64", len(self), (n_targets,)))
 
     @cached_property
     def molecules(self) -> pd.DataFrame:
         """One row per molecule: identifier, smiles, scaffold, n_atoms, n_bonds."""
-        return pd.read_parquet(self.folder / "molecules.parquet")
+        return self._table("molecules")
 
     @cached_property
     def rejected(self) -> pd.DataFrame:
         """Records that were left out: identifier, smiles, reason."""
-        return pd.read_parquet(self.folder / "rejected.parquet")
+        return self._table("rejected")
 
     def rows_of(
         self, what: str, molecules: npt.NDArray[np.int64]
@@ -154,13 +159,38 @@ class MoleculeLibrary:
         rows = np.arange(int(counts.sum())) + np.repeat(first - before, counts)
         return rows, counts
 
-    def _open(self, name: str) -> npt.NDArray[Any]:
-        path = self.folder / f"{name}.npy"
+    def _open(
+        self, name: str, dtype: str, rows: int | None, tail: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        """Array with as many rows as expected; None stands for one or more."""
+        array = self._read(name)
+        expected = (max(len(array), 1) if rows is None else rows, *tail)
+        if array.dtype != dtype or array.shape != expected:
+            raise StoreError(
+                f"array {self._path(name)} of a molecule library is {array.dtype} {array.shape}; "
+                f"expected {dtype} {expected}. Delete the library and import it again"
+            )
+        return array
+
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        path = self._path(name)
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            return np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"array {path} of a molecule library cannot be read: {error}"
+            ) from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def _table(self, name: str) -> pd.DataFrame:
+        path = self.folder / f"{name}.parquet"
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"table {path} of a molecule library cannot be read ({type(error).__name__})"
             ) from error
 
 

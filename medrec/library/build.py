@@ -177,7 +177,7 @@ def finish_library(
     temporary.mkdir(parents=True)
     try:
         _merge(config, shards, temporary, reader)
-    except StoreError:  # another process may have finished, and cleaned up
+    except (StoreError, OSError):  # another process may have finished, and cleaned up
         if not folder.is_dir():
             raise
     else:
@@ -330,7 +330,7 @@ class _MemoryLibrary(MoleculeLibrary):
         """Molecules that were left out."""
         return _rejected_rows(self.shard).to_pandas()
 
-    def _open(self, name: str) -> npt.NDArray[Any]:
+    def _read(self, name: str) -> npt.NDArray[Any]:
         if name != "starts":
             return self.shard.arrays[name]
         return np.concatenate([np.zeros((1, len(RAGGED)), np.int64), _ends(self.shard)])

@@ -96,10 +96,18 @@ class SourceTable:
 
         Raises
         ------
+        InputError
+            If a column is asked for twice; their case does not matter.
         DataError
             A column is missing, the file is damaged or has no row.
         """
         self.require(columns)
+        wanted = [name.lower() for name in columns]
+        repeated = [name for name in columns if wanted.count(name.lower()) > 1]
+        if repeated:
+            raise InputError(
+                f"{self.path}: {' and '.join(repeated)} are one column; expected different ones"
+            )
         frame = read_columns(self.path, self.path.name, {name: name for name in columns})
         if not len(frame):
             raise DataError(f"{self.path}: the table has no rows; expected at least one molecule")

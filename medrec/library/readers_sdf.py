@@ -70,7 +70,7 @@ class SDFReader(SourceReader):
     """Records of SDF files, one file after the other (V2000 or V3000).
 
     The molecular graph is that of the record, so that atoms of both views come in one order. A
-    record without a third dimension (all z are 0) has no positions.
+    record without a third dimension (all z are 0, and not marked as 3D) has no positions.
 
     Parameters
     ----------
@@ -180,10 +180,9 @@ def read_mol_block(text: str) -> tuple[str, Chem.Mol | None, Geometry]:
 
 def _geometry(mol: Chem.Mol) -> Geometry:
     conformer = mol.GetConformer()
-    position = conformer.GetPositions().astype(np.float32)
-    flat = not np.any(position[:, 2]) and (len(position) > 1 or not conformer.Is3D())
-    if flat:
+    if not conformer.Is3D():  # neither marked as 3D nor with a z: a planar molecule may be marked
         return Geometry()
+    position = conformer.GetPositions().astype(np.float32)
     element = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.uint8)
     return Geometry(element, position)
 

@@ -262,7 +262,10 @@ class InteractEncoder(nn.Module):
             If it holds no such encoder, or one of another size.
         """
         if "interact" not in state:
-            raise InputError("pre-training run holds no MolInteract encoder ('interact')")
+            raise InputError(
+                "pre-training run holds no MolInteract encoder ('interact'), or one with another "
+                "interactor than mlp or another jk than last"
+            )
         sizes = state["interact"]["sizes"]
         if sizes != self._sizes():
             raise InputError(

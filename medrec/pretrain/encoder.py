@@ -52,7 +52,7 @@ class MoleculeEncoder(nn.Module, ABC):
     def export(self) -> dict[str, Any]:
         """Sizes and weights: ``{config.kind: {"sizes": ..., "weights": ...}}``.
 
-        For ``molinteract`` with the MLP interactor it is under ``interact`` what
+        For ``molinteract`` with the MLP interactor and its last layer it is under ``interact`` what
         `medrec.molecules.encoders_interact.InteractEncoder.load_pretrained` reads.
         """
 

@@ -256,13 +256,24 @@ class MolInteractEncoder(TwoViewEncoder):
 
     @property
     def key(self) -> str:
-        """Name in an export."""
-        return "interact" if self.config.interactor == "mlp" else "molinteract"
+        """Name in an export: ``interact`` only for what `InteractEncoder` computes the same."""
+        return "molinteract" if self._extra else "interact"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Both names, so that a network of another interactor is refused by its sizes."""
+        return ("interact", "molinteract")
 
     def sizes(self) -> dict[str, Any]:
         """What must agree with a pre-trained encoder."""
-        extra = {} if self.key == "interact" else {"interactor": self.config.interactor}
-        return {**super().sizes(), **extra}
+        return {**super().sizes(), **self._extra}
+
+    @property
+    def _extra(self) -> dict[str, str]:
+        """Where it departs from `InteractEncoder`."""
+        own = {"interactor": self.config.interactor, "jk": self.config.jk}
+        usual = {"interactor": "mlp", "jk": "last"}
+        return {name: value for name, value in own.items() if value != usual[name]}
 
 
 class TowersEncoder(TwoViewEncoder):

@@ -72,11 +72,9 @@ def _curves(page: Page, runs: Sequence[Run]) -> list[str]:
         cols=2, horizontal_spacing=0.1, subplot_titles=("training loss", "validation score")
     )
     for number, run in enumerate(runs):
-        metrics = run.metrics()
-        score = str(run.report().get("score_name", ""))
-        for column, key in enumerate(("loss", score), start=1):
-            if key in metrics:
-                _line(figure, metrics, key, run.name, PALETTE[number % len(PALETTE)], column)
+        metrics, score = run.metrics(), str(run.report()["score"])
+        for column, key in enumerate(dict.fromkeys(("loss", score)), start=1):
+            _line(figure, metrics, key, run.name, PALETTE[number % len(PALETTE)], column)
     figure.update_xaxes(title="epoch")
     return [page.figure(style(figure, 380), "training loss and validation score per epoch")]
 
@@ -127,7 +125,9 @@ def _pretraining(page: Page, run: Run) -> list[str]:
 def _parity(page: Page, run: Run) -> list[str]:
     """Predicted against true values of every regression target; classes as score histograms."""
     predictions = pd.read_parquet(run.folder / "predictions.parquet")
-    summary = pd.read_parquet(run.folder / "properties.parquet").set_index("target")
+    summary = pd.read_parquet(run.folder / "properties.parquet")
+    # the first metric of a target is the one that it is judged by
+    summary = summary.drop_duplicates("target").set_index("target")
     names = [name for name in summary.index if name in set(predictions["target"])][:12]
     columns = min(3, max(1, len(names)))
     n_rows = -(-len(names) // columns)

@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medrec.config import MoleculePretrainRunConfig, PropertyRunConfig
+from medrec.config import MoleculePretrainRunConfig, PropertyRunConfig, PropertyTuneConfig
 from medrec.config_molecules import LibraryConfig
 from medrec.library.arrays import ARRAYS, MoleculeLibrary
-from medrec.runs import Home
+from medrec.loading import load_config
+from medrec.runs import Home, Run
 from orchestration.console import Terminal
-from orchestration.fits import property_trial, run_fit
+from orchestration.fits import run_fit
+from orchestration.molecule_tune import tune_properties
 from orchestration.molecules import import_molecules
 from quantum.base import ConvergenceError
 
@@ -144,53 +146,36 @@ def test_a_final_error_of_the_workers_ends_the_run_at_its_first_restart(library,
         run_fit(pretrain_config("nan", 2, lr=1e30), library, Home(tmp_path))
 
 
-def trial(params: dict, settings: dict) -> None:
-    """Body of a trial."""
-    from ray import tune
-
-    config = PropertyRunConfig.model_validate(
-        {
-            "task": {
-                "name": "t",
-                "encoder": {"d_model": params["d_model"], "layers": params["layers"]},
-                "split": {"train": 0.5, "valid": 0.25},
-                "fit": {"epochs": 3, "batch_size": 8, "lr": 1e-3},
-            }
-        }
-    )
-    library = MoleculeLibrary.load(Path(settings["library"]))
-    property_trial(config.task, library, tune.report)
-
-
 def test_a_search_over_size_and_depth(library, tmp_path):
-    import optuna
-    from ray import tune
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = {
-        "d_model": optuna.distributions.CategoricalDistribution([8, 16]),
-        "layers": optuna.distributions.IntDistribution(1, 2),
+    base = {
+        "name": "t",
+        "encoder": {"d_model": 8, "layers": 1},
+        "split": {"train": 0.5, "valid": 0.25},
+        "fit": {"epochs": 3, "batch_size": 8, "lr": 1e-3},
     }
-    tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(trial, settings={"library": str(library.folder)}), {"CPU": 1}
-        ),
-        tune_config=tune.TuneConfig(
-            search_alg=OptunaSearch(
-                space=space,
-                metric="score",
-                mode="min",
-                sampler=optuna.samplers.RandomSampler(seed=0),
-            ),
-            num_samples=2,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(name="t", storage_path=str(tmp_path), verbose=0),
+    space = {
+        "encoder.d_model": {"type": "choice", "values": [8, 16]},
+        "encoder.layers": {"type": "int", "low": 1, "high": 2},
+    }
+    config = PropertyTuneConfig.model_validate(
+        {"name": "size", "base": base, "space": space, "n_trials": 2, "sampler": "random"}
     )
-    results = tuner.fit()
-    assert not results.errors
-    assert [result.metrics["epochs"] for result in results] == [3, 3]
-    assert all(np.isfinite(result.metrics["score"]) for result in results)
-    best = results.get_best_result("score", "min").metrics["score"]
-    assert best == min(result.metrics["score"] for result in results)
+    home, quiet = Home(tmp_path), Terminal(quiet=True)
+    run = tune_properties(config, library, home, quiet)
+    trials, report = pd.read_parquet(run.folder / "trials.parquet"), run.report()
+    assert len(trials) == 2
+    assert trials["epochs"].tolist() == [3, 3]
+    best = trials.loc[trials["valid_mae"].idxmin()]
+    assert report["best_trial"] == best["number"]
+    # trained again as a run of its own, it is the same network
+    (fitted,) = (Run.load(path) for path in home.runs.glob("t-*"))
+    assert fitted.config()["encoder"]["d_model"] == best["params.encoder.d_model"]
+    assert fitted.config()["encoder"]["layers"] == best["params.encoder.layers"]
+    assert fitted.report()["best_score"] == pytest.approx(best["valid_mae"], rel=1e-4)
+    assert report["test"] == fitted.report()["test"]
+    assert (
+        load_config(run.folder / "best.yaml", PropertyRunConfig).task.encoder.d_model
+        == (best["params.encoder.d_model"])
+    )
+    before = run.record()
+    assert tune_properties(config, library, home, quiet).record() == before

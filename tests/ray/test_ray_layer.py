@@ -26,9 +26,10 @@ from medrec.runs import Home, Run
 from orchestration.cluster import check_shared, ensure_ray, require
 from orchestration.console import Terminal
 from orchestration.features import run_features
+from orchestration.search import complete_trials, open_study
 from orchestration.tasks import RayExecutor
 from orchestration.train import run_pretrain
-from orchestration.tune import complete_trials, open_study, run_tune
+from orchestration.tune import run_tune
 from quantum.base import ConfigError, ResourceError
 from quantum.molecule import species_from_smiles
 from quantum.pipeline import Outcome, Task

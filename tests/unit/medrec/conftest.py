@@ -12,6 +12,11 @@ import pytest
 
 from medrec.library.arrays import MoleculeLibrary
 
+TASK_SMILES = (
+    "CC(=O)Nc1ccc(O)cc1", "C", "OCC(O)CO", "[Na+].[Cl-]", "CC(C)C#N", "C[C@H](N)C(=O)O",
+    "c1ccccc1", "CCCCCCCCCCCC", "F/C=C/F", "CCO.CCC",
+)  # fmt: skip
+
 
 def _load(name: str) -> ModuleType:
     """Module beside this file; the tests' folder is on no import path."""
@@ -36,6 +41,20 @@ def small_library(
 ) -> MoleculeLibrary:
     """Sixteen molecules with conformers, heavy atoms; do not write into its folder."""
     return write_library(tmp_path_factory.mktemp("library") / "small")
+
+
+@pytest.fixture(scope="session")
+def task_smiles() -> tuple[str, ...]:
+    """Molecules of ``task_library``, atoms in its order."""
+    return TASK_SMILES
+
+
+@pytest.fixture(scope="session")
+def task_library(
+    write_library: Callable[..., MoleculeLibrary], tmp_path_factory: pytest.TempPathFactory
+) -> MoleculeLibrary:
+    """Ten molecules with conformers: rings, a chain, symmetric ones, two in parts; read only."""
+    return write_library(tmp_path_factory.mktemp("library") / "tasks", TASK_SMILES)
 
 
 @pytest.fixture(scope="session")

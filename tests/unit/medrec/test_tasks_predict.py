@@ -14,38 +14,41 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric.utils.smiles import e_map
 
-from medrec.config_molecules import (
-    ALL_TERMS,
-    MoleculeEncoderConfig,
-    MoleculePretrainConfig,
-    PredictTaskConfig,
-)
+from medrec.config_molecules import ALL_TERMS, MoleculeEncoderConfig, PredictTaskConfig
 from medrec.library.arrays import MoleculeLibrary
 from medrec.library.loader import collate
-from medrec.pretrain import tasks, tasks_predict
+from medrec.pretrain import tasks_predict
 from medrec.pretrain.angles import angle_bins, bond_angles, dihedrals
 from medrec.pretrain.encoder import AtomStates, MoleculeEncoder
-from medrec.pretrain.problem import LossModel
-from medrec.pretrain.tasks import build_task, pretrain_problem
 from medrec.pretrain.tasks_predict import PredictTask, draw_items, random_pairs
-from quantum.base import InputError
 
-SMILES = (
-    "CC(=O)Nc1ccc(O)cc1", "C", "OCC(O)CO", "[Na+].[Cl-]", "CC(C)C#N", "C[C@H](N)C(=O)O",
-    "c1ccccc1", "CCCCCCCCCCCC", "F/C=C/F", "CCO.CCC",
-)  # fmt: skip
 WIDTH = 6
 
 
 @pytest.fixture(scope="module")
-def library(write_library, tmp_path_factory) -> MoleculeLibrary:
-    return write_library(tmp_path_factory.mktemp("library") / "tasks", SMILES)
+def library(task_library) -> MoleculeLibrary:
+    return task_library
+
+
+@pytest.fixture(scope="module")
+def mols(library, task_smiles) -> list[Chem.Mol]:
+    """RDKit's molecules with the library's positions."""
+    return [molecule(library, row, smiles) for row, smiles in enumerate(task_smiles)]
+
+
+def molecule(library: MoleculeLibrary, row: int, smiles: str) -> Chem.Mol:
+    mol = Chem.MolFromSmiles(smiles)
+    atoms, _ = library.rows_of("atom", np.array([row]))
+    conformer = Chem.Conformer(mol.GetNumAtoms())
+    conformer.SetPositions(library.arrays["position"][atoms].astype(np.float64))
+    mol.AddConformer(conformer)
+    return mol
 
 
 class FreeStates(MoleculeEncoder):
     """States that are parameters of their own for every atom of the library."""
 
-    def __init__(self, n_molecules: int = len(SMILES), n_atoms: int = 12) -> None:
+    def __init__(self, n_molecules: int = 10, n_atoms: int = 12) -> None:
         super().__init__()
         self.config, self.modality, self.d_pooled = MoleculeEncoderConfig(d_model=WIDTH), "both", 0
         generator = torch.Generator().manual_seed(3)
@@ -75,16 +78,6 @@ def task_of(seed: int = 5, **options) -> PredictTask:
     return PredictTask(FreeStates(), PredictTaskConfig(**options), seed)
 
 
-def molecule(library: MoleculeLibrary, row: int) -> Chem.Mol:
-    """RDKit's molecule with the library's positions."""
-    mol = Chem.MolFromSmiles(SMILES[row])
-    atoms, _ = library.rows_of("atom", np.array([row]))
-    conformer = Chem.Conformer(mol.GetNumAtoms())
-    conformer.SetPositions(library.arrays["position"][atoms].astype(np.float64))
-    mol.AddConformer(conformer)
-    return mol
-
-
 def used(items, batch) -> list[tuple[int, tuple[int, ...], float]]:
     """Row, local atoms and label of the items in use."""
     n = batch.n_slots
@@ -106,44 +99,42 @@ def all_items(library, epoch: int = 1, **options):
 # --------------------------------------------------------------------------- labels
 
 
-def test_distances_are_those_of_random_pairs_and_of_every_bond_once(library):
+def test_distances_are_those_of_random_pairs_and_of_every_bond_once(library, mols):
     batch, items = all_items(library)
     seen = used(items["distance"], batch)
     for row, (i, j), label in seen:
-        assert rdMolTransforms.GetBondLength(
-            molecule(library, row).GetConformer(), i, j
-        ) == pytest.approx(label, abs=1e-4)
+        assert rdMolTransforms.GetBondLength(mols[row].GetConformer(), i, j) == pytest.approx(
+            label, abs=1e-4
+        )
     n_pairs = {row: min(2 * n, 256) * (n > 1) for row, n in enumerate(library.n_atoms)}
-    bonds = sum(molecule(library, row).GetNumBonds() for row in ROWS)
+    bonds = sum(mols[row].GetNumBonds() for row in ROWS)
     assert len(seen) == sum(n_pairs.values()) + bonds
     last = [(row, tuple(sorted(pair))) for row, pair, _ in seen[-bonds:]]
     assert sorted(last) == sorted(
         (row, tuple(sorted((b.GetBeginAtomIdx(), b.GetEndAtomIdx()))))
         for row in ROWS
-        for b in molecule(library, row).GetBonds()
+        for b in mols[row].GetBonds()
     )
 
 
-def test_angles_are_at_the_anchor(library):
+def test_angles_are_at_the_anchor(library, mols):
     batch, items = all_items(library)
     seen = used(items["angle"], batch)
     for row, (anchor, source, destination), label in seen:
-        conformer = molecule(library, row).GetConformer()
+        conformer = mols[row].GetConformer()
         expected = rdMolTransforms.GetAngleRad(conformer, source, anchor, destination)
         assert label == pytest.approx(expected, abs=1e-4)
     pattern = Chem.MolFromSmarts("*~*~*")
-    assert len(seen) == sum(
-        len(molecule(library, row).GetSubstructMatches(pattern)) for row in ROWS
-    )
+    assert len(seen) == sum(len(mols[row].GetSubstructMatches(pattern)) for row in ROWS)
 
 
-def test_dihedrals_fall_into_bins_of_the_signed_angle(library):
+def test_dihedrals_fall_into_bins_of_the_signed_angle(library, mols):
     batch, items = all_items(library, dihedral_bins=7)
     seen = used(items["dihedral"], batch)
     assert len(seen) > 30
     signs = set()
     for row, atoms, label in seen:
-        angle = rdMolTransforms.GetDihedralRad(molecule(library, row).GetConformer(), *atoms)
+        angle = rdMolTransforms.GetDihedralRad(mols[row].GetConformer(), *atoms)
         edges = -math.pi + np.arange(8) * 2 * math.pi / 7
         if np.abs(angle - edges).min() > 1e-4:
             assert edges[int(label)] < angle <= edges[int(label) + 1]
@@ -208,22 +199,22 @@ def test_small_and_flat_angles_keep_their_digits():
     torch.testing.assert_close(bond_angles(position, triples), angle, rtol=0, atol=1e-6)
 
 
-def test_bond_types_are_those_of_the_graph(library):
+def test_bond_types_are_those_of_the_graph(library, mols):
     batch, items = all_items(library)
     seen = used(items["edge"], batch)
     for row, (i, j), label in seen:
-        bond = molecule(library, row).GetBondBetweenAtoms(i, j)
+        bond = mols[row].GetBondBetweenAtoms(i, j)
         assert e_map["bond_type"][int(label)] == str(bond.GetBondType())
-    assert len(seen) == sum(molecule(library, row).GetNumBonds() for row in ROWS)
+    assert len(seen) == sum(mols[row].GetNumBonds() for row in ROWS)
     assert len({label for _, _, label in seen}) == 4
 
 
 @pytest.mark.parametrize("n_classes", [20, 3])
-def test_paths_are_clipped_and_those_between_parts_left_out(library, n_classes):
+def test_paths_are_clipped_and_those_between_parts_left_out(library, mols, n_classes):
     batch, items = all_items(library, spd_classes=n_classes)
     path, apart = items["spd"], 0
     for row, (i, j), label in used(path, batch):
-        length = int(Chem.GetDistanceMatrix(molecule(library, row))[i, j])
+        length = int(Chem.GetDistanceMatrix(mols[row])[i, j])
         assert label == min(length, n_classes) - 1
     labels = path.label[path.use]
     assert int(labels.max()) == 2 if n_classes == 3 else int(labels.max()) > 5
@@ -231,13 +222,13 @@ def test_paths_are_clipped_and_those_between_parts_left_out(library, n_classes):
     for pair in pairs[drawn].tolist():
         row = int(batch.rows[pair[0] // batch.n_slots])
         i, j = (x % batch.n_slots for x in pair)
-        apart += Chem.GetDistanceMatrix(molecule(library, row))[i, j] > 100
+        apart += Chem.GetDistanceMatrix(mols[row])[i, j] > 100
     assert apart > 3
     assert int(drawn.sum()) - int(path.use.sum()) == apart
 
 
 @pytest.mark.parametrize(("kind", "column"), [("eigenvector", 0), ("betweenness", 1)])
-def test_ranks_follow_the_centrality_and_leave_ties_out(library, kind, column):
+def test_ranks_follow_the_centrality_and_leave_ties_out(library, mols, kind, column):
     batch, items = all_items(library, centrality=kind)
     values = library.arrays["centrality"]
     for row, (i, j), label in used(items["centrality"], batch):
@@ -249,7 +240,7 @@ def test_ranks_follow_the_centrality_and_leave_ties_out(library, kind, column):
         row = int(batch.rows[int(path.atoms[number, 0]) // batch.n_slots])
         if row in (6, 8):  # benzene; F/C=C/F
             i, j = (path.atoms[number] % batch.n_slots).tolist()
-            ranks = list(Chem.CanonicalRankAtoms(molecule(library, row), breakTies=False))
+            ranks = list(Chem.CanonicalRankAtoms(mols[row], breakTies=False))
             assert not (bool(path.use[number]) and ranks[i] == ranks[j])
     rows = {row for row, _, _ in used(path, batch)}
     assert 6 not in rows
@@ -526,159 +517,3 @@ def test_heads_stay_exact_under_autocast(library):
 
 def test_a_term_that_is_named_twice_counts_once():
     assert task_of(terms=("spd", "distance", "spd")).terms == ("spd", "distance")
-
-
-# --------------------------------------------------------------------------- problems
-
-
-TASKS = {
-    "predict": {"kind": "molinteract"},
-    "contrastive": {"kind": "two_towers"},
-    "masking": {"kind": "schnet"},
-}
-
-
-def config_of(task: str = "predict", encoder: dict | None = None, **options):
-    sizes = {"d_model": 8, "layers": 1}
-    return MoleculePretrainConfig.model_validate(
-        {
-            "name": "small",
-            "encoder": {**TASKS[task], **(encoder or {}), **sizes},
-            "task": {"kind": task},
-            **options,
-        }
-    )
-
-
-@pytest.mark.parametrize("task", list(TASKS))
-def test_a_task_is_drawn_with_its_own_seed(task):
-    before = torch.random.get_rng_state()
-    one, same = build_task(config_of(task)), build_task(config_of(task))
-    assert torch.equal(torch.random.get_rng_state(), before)
-    other = build_task(config_of(task, fit={"seed": 7}))
-    assert isinstance(one, LossModel)
-    weights = one.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in same.state_dict().items())
-    assert not all(torch.equal(value, weights[name]) for name, value in other.state_dict().items())
-
-
-def test_only_training_molecules_with_positions_are_used(library, write_library, tmp_path):
-    copy = write_library(tmp_path / "partly", SMILES)
-    placed = np.ones(len(SMILES), dtype=bool)
-    placed[[2, 5]] = False
-    np.save(copy.folder / "placed.npy", placed)
-    partly = MoleculeLibrary.load(copy.folder)
-    assert pretrain_problem(config_of(), library).rows.tolist() == list(range(10))
-    for task in TASKS:
-        rows = pretrain_problem(config_of(task), partly).rows
-        assert rows.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
-    gine = config_of("masking", encoder={"kind": "gine"})
-    assert pretrain_problem(gine, partly).rows.tolist() == list(range(10))
-
-
-def test_a_limit_takes_a_random_part_that_grows(library):
-    four, six = (pretrain_problem(config_of(limit=n), library).rows.tolist() for n in (4, 6))
-    assert len(four) == 4
-    assert set(four) < set(six)
-    assert four == sorted(four) != list(range(4))
-    other = pretrain_problem(config_of(limit=4, fit={"seed": 1}), library).rows.tolist()
-    assert other != four
-
-
-def test_a_library_without_positions_is_refused(write_library, tmp_path):
-    flat = write_library(tmp_path / "flat", SMILES, conformers=False)
-    for task in TASKS:
-        with pytest.raises(InputError, match=rf"library flat has no 3D coord.*task {task} of"):
-            pretrain_problem(config_of(task), flat)
-    gine = pretrain_problem(config_of("masking", encoder={"kind": "gine"}), flat)
-    assert len(gine.rows) == 10
-
-
-def test_one_molecule_is_too_few(library):
-    with pytest.raises(InputError, match=r"library tasks leaves 1 molecules with 3D .*at least 2"):
-        pretrain_problem(config_of(limit=1), library)
-
-
-@pytest.mark.parametrize("task", list(TASKS))
-def test_validation_is_the_loss_of_held_out_molecules(library, task):
-    split = {"kind": "random", "train": 0.5, "valid": 0.5, "seed": 3}
-    config = config_of(task, split=split, fit={"batch_size": 64})
-    problem = pretrain_problem(config, library)
-    held_out = sorted(set(range(10)) - set(problem.rows.tolist()))
-    assert len(problem.rows) == len(held_out) == 5
-    assert problem.score_name == "valid_loss"
-    assert problem.score_mode == "min"
-    problem.model.train()
-    found = problem.validate(problem.model, "cpu")
-    assert problem.model.training
-    assert problem.validate(problem.model, "cpu") == found
-    batch = batch_of(library, *held_out)
-    with torch.no_grad():
-        model = problem.model.eval()
-        means = model(batch, 0) / model.counts(batch, 0)
-    assert found["valid_loss"] == pytest.approx(float(means.sum()), rel=1e-4)
-    for term, mean in zip(model.terms, means.tolist(), strict=True):
-        assert found[f"valid_loss_{term}"] == pytest.approx(mean, rel=1e-4)
-    for name, (total, n) in model.facts(batch, 0).items():
-        assert found[f"valid_{name}"] == pytest.approx(total / n, rel=1e-4)
-
-
-def test_without_a_validation_part_nothing_is_validated(library):
-    problem = pretrain_problem(config_of(), library)
-    assert problem.validate is None
-    assert problem.score_name is None
-
-
-def test_validation_without_items_is_no_perfect_score(write_library, tmp_path):
-    atoms = write_library(tmp_path / "atoms", ("C", "O", "N", "[Na+]", "S", "CCO"))
-    split = {"kind": "random", "train": 4, "valid": 2, "seed": 0}
-    problem = pretrain_problem(config_of(split=split), atoms)
-    assert 5 in problem.rows
-    with pytest.raises(InputError, match=r"none of 2 validation molecules of library atoms"):
-        problem.validate(problem.model, "cpu")
-    split = {"kind": "random", "train": 5, "valid": 0.17}
-    assert pretrain_problem(config_of(split=split), atoms).validate is None
-
-
-@pytest.mark.parametrize(("task", "parts"), [("predict", (2, 9)), ("contrastive", (1, 1))])
-def test_validation_is_cut_to_what_fits(library, monkeypatch, task, parts):
-    """Unless molecules are compared; never in training mode, in which workers wait for others."""
-    split = {"kind": "random", "train": 0.3, "valid": 0.7}
-    problem = pretrain_problem(config_of(task, split=split), library)
-    whole = problem.validate(problem.model, "cpu")
-    modes, forward = [], problem.model.forward
-    monkeypatch.setattr(tasks, "pairs_that_fit", lambda device: 200)
-    monkeypatch.setattr(
-        problem.model, "forward", lambda *x: modes.append(problem.model.training) or forward(*x)
-    )
-    assert problem.validate(problem.model.train(), "cpu") == pytest.approx(whole, rel=1e-4)
-    assert parts[0] <= len(modes) <= parts[1]
-    assert not any(modes)
-
-
-@pytest.mark.parametrize("terms", [ALL_TERMS, ("distance", "spd")])
-def test_the_real_encoder_learns_all_terms(library, terms):
-    config = config_of(encoder={"d_model": 16, "layers": 2}).model_copy(
-        update={"task": PredictTaskConfig(terms=terms)}
-    )
-    task, batch = build_task(config), batch_of(library, *range(10))
-    optimiser = torch.optim.Adam(task.parameters(), lr=0.01)
-    rows = []
-    for _ in range(60):
-        optimiser.zero_grad()
-        means = task(batch, 0) / task.counts(batch, 0)
-        means.sum().backward()
-        optimiser.step()
-        rows.append(means.detach())
-    assert task.terms == terms
-    assert (rows[-1] < 0.8 * rows[0]).all(), (rows[0], rows[-1])
-    assert set(task.export()) == {"interact"}
-
-
-def test_the_real_encoder_gives_the_same_in_any_batch(library):
-    task = build_task(config_of()).eval()
-    rows = [0, 5, 8, 2, 7]
-    with torch.no_grad():
-        together = task(batch_of(library, *rows), 1)
-        alone = sum(task(batch_of(library, row), 1) for row in rows)
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)

@@ -8,13 +8,12 @@ import optuna
 import pytest
 
 from medrec.config import Choice, FloatRange, IntRange, TuneConfig
-from orchestration.tune import (
+from orchestration.search import (
     adopt_dead_trials,
     complete_trials,
     open_study,
     to_distribution,
     trials_table,
-    with_params,
 )
 
 CONFIG = TuneConfig.model_validate(
@@ -38,11 +37,10 @@ def test_dimensions_become_distributions():
 
 
 def test_parameters_are_set_where_their_path_says():
-    base = CONFIG.base.model_dump(mode="json")
-    trial = with_params(base, {"optim.lr": 0.005, "model.d_model": 32})
+    trial = CONFIG.with_params({"optim.lr": 0.005, "model.d_model": 32})
     assert trial.optim.lr == 0.005
     assert trial.model.d_model == 32
-    assert base["model"]["d_model"] == 64
+    assert CONFIG.base.model.d_model == 64
 
 
 def test_trials_of_a_dead_session_are_queued_again(tmp_path: Path):
