@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--pretrain", type=int, default=20_000, help="molecules")
     parser.add_argument("--pretrain-epochs", type=int, default=2)
     parser.add_argument("--full", type=int, default=0, metavar="EPOCHS")
+    parser.add_argument("--no-anchor", action="store_true", help="leave ViSNet out: it is slow")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--precision", default="bfloat16")
@@ -103,7 +104,7 @@ def main() -> None:
         {"d_model": options.d, "layers": options.layers},
         {"split": SPLIT, "limit": options.pretrain, "fit": fit},
     )
-    table = rows("both")
+    table = [row for row in rows("both") if row.encoder != "visnet" or not options.no_anchor]
     plan.pretrain(table, library)
     names = plan.finetune(table, library, settings(options, options.train, options.epochs), (42,))
     if options.full:
