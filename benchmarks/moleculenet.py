@@ -72,8 +72,8 @@ def run_moleculenet(options: argparse.Namespace) -> tuple[list[Figure], list[Any
     )
     plan.pretrain(table, corpus)
     figures, tables = [], []
-    settings = finetuning(options.epochs, 5e-4, options.precision, 0.1)
-    for dataset in options.datasets.split(","):
+    for dataset, epochs in epochs_of(options).items():
+        settings = finetuning(epochs, 5e-4, options.precision, 0.1)
         path = (options.moleculenet / f"{dataset}.csv.gz").resolve()
         library = library_of(dataset, options.home, source__path=path)
         names = plan.finetune(table, library, settings, SEEDS)
@@ -81,6 +81,15 @@ def run_moleculenet(options: argparse.Namespace) -> tuple[list[Figure], list[Any
         figures += found
         tables.append(results)
     return figures, tables
+
+
+def epochs_of(options: argparse.Namespace) -> dict[str, int]:
+    """Epochs of fine-tuning on each data set."""
+    datasets = options.datasets.split(",")
+    numbers = [int(item) for item in options.epochs.split(",")]
+    if len(numbers) not in (1, len(datasets)):
+        raise SystemExit(f"--epochs has {len(numbers)} numbers for {len(datasets)} data sets")
+    return dict(zip(datasets, numbers * (len(datasets) // len(numbers)), strict=True))
 
 
 def run_qm8(options: argparse.Namespace) -> tuple[list[Figure], list[Any]]:
@@ -121,7 +130,9 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("medrec-work"))
     parser.add_argument("--d", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument(
+        "--epochs", default="12,12,12,12,4", help="one number, or one for each data set"
+    )
     parser.add_argument("--pretrain-epochs", type=int, default=4)
     parser.add_argument("--precision", default="bfloat16")
     options = parser.parse_args()
@@ -145,7 +156,7 @@ def main() -> None:
         results=plain(results),
         budget={
             "pretraining": {"molecules": options.corpus, "epochs": options.pretrain_epochs},
-            "finetuning": {"epochs": options.epochs, "seeds": list(SEEDS)},
+            "finetuning": {"epochs": epochs_of(options), "seeds": list(SEEDS)},
             "qm8": {"molecules": options.qm8_train, "epochs": options.qm8_epochs},
             "paper": {"pretraining": {"molecules": 3_380_000, "epochs": 50}, "epochs": "40 to 100"},
             "sizes": {"d": options.d, "layers": options.layers},
