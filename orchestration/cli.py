@@ -14,18 +14,22 @@ from typing import Annotated
 import typer
 
 from medrec.runs import Home
+from orchestration.cli_cluster import cluster_app
 from orchestration.cli_concepts import concepts
 from orchestration.cli_cross import cross
 from orchestration.cli_evaluate import compare, evaluate
 from orchestration.cli_explain import explain
 from orchestration.cli_features import features_app
 from orchestration.cli_frontier import frontier
+from orchestration.cli_jobs import jobs_app
 from orchestration.cli_molecules import molecules_app
 from orchestration.cli_records import records_app
 from orchestration.cli_replicate import replicate
+from orchestration.cli_spot import spot_app
 from orchestration.cli_study import study
 from orchestration.cli_synth import synth_app
 from orchestration.console import Terminal, frame_table, pairs_table
+from orchestration.job_request import use_job_environment
 from orchestration.options import (
     DEFAULT_HOME,
     CohortOption,
@@ -57,6 +61,9 @@ app.add_typer(features_app, name="features")
 app.add_typer(synth_app, name="synth")
 app.add_typer(records_app, name="records")
 app.add_typer(molecules_app, name="molecules")
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(spot_app)
 
 _INTERRUPTED = "interrupted; finished work is kept, the same command goes on from there"
 
@@ -310,6 +317,7 @@ def _leave_at_once(code: int) -> None:
 def _use_environment() -> None:
     """Only the command line reads the environment."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    use_job_environment()
     folder = os.environ.get("MEDREC_DATA")
     if folder:
         from medrec.data.schema import set_data_root

@@ -42,6 +42,9 @@ KIND_OF_FOLDER: dict[str, type[BaseModel]] = {
 }
 
 
+CLUSTER_FOLDER = "cluster"  # Ray's files, not ours: see `orchestration.cluster_check`
+
+
 def kind_of(path: Path) -> type[BaseModel]:
     """Class of a shipped configuration file, by its folder.
 
@@ -75,10 +78,26 @@ def check_folder(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
         raise InputError(f"no such folder: {folder}")
     checked, problems = [], []
     for path in sorted(folder.rglob("*.yaml")):
+        if path.parent.name == CLUSTER_FOLDER:
+            kind, complaints = _check_cluster(path)
+            checked += [] if complaints else [(path, kind)]
+            problems += complaints
+            continue
         try:
-            kind = kind_of(path)
-            load_config(path, kind)
-            checked.append((path, kind.__name__))
+            model = kind_of(path)
+            load_config(path, model)
+            checked.append((path, model.__name__))
         except MedrecError as error:
             problems.append(str(error))
     return checked, problems
+
+
+def _check_cluster(path: Path) -> tuple[str, list[str]]:
+    """Kind of a cluster file and its problems."""
+    from orchestration.cluster_check import check_cluster_file
+
+    try:
+        report = check_cluster_file(path)
+    except MedrecError as error:  # Ray is not installed
+        return "", [f"{path}: {error}"]
+    return f"cluster file ({report.kind})", [f"{path}: {line}" for line in report.problems]
