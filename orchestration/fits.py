@@ -327,7 +327,7 @@ def _report(
         "best_score": _number(state["best_score"]),
         "loss": _number(rows["loss"].iloc[-1]),
         "molecules_per_s": round(float(rows["molecules_per_s"].median()), 1),
-        "seconds": round(float(rows["seconds"].sum()), 1),
+        "seconds": round(float(rows["seconds"].sum()), 3),
         "workers": scaling.num_workers,
     }
     if isinstance(job.task, MoleculePretrainConfig):
