@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from orchestration.console import Terminal, frame_table
 from orchestration.options import JsonOption
@@ -54,11 +55,12 @@ def _show(report: Report, terminal: Terminal) -> None:
     import pandas as pd
 
     filled = f", {report.placeholders} REPLACE to fill in first" if report.placeholders else ""
-    title = f"{report.path} ({report.kind}): fine{filled}"
+    title = escape(f"{report.path} ({report.kind}): fine{filled}")
     pools = pd.DataFrame(report.pools).dropna(axis="columns", how="all")
     terminal.result(
         {},
-        frame_table(pools, title),
+        title,
+        frame_table(pools),
         "",
         frame_table(pd.DataFrame(report.workloads).drop(columns="what")),
         "",

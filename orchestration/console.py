@@ -77,7 +77,7 @@ class Terminal:
             self.out.print_json(json.dumps(document, default=_plain), ensure_ascii=False)
             return
         for item in tables:
-            self.out.print(item)
+            self.out.print(item, soft_wrap=isinstance(item, str))  # a path is never cut in two
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:

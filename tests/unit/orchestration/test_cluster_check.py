@@ -678,6 +678,14 @@ def test_command_shows_tables_when_fine():
     assert "gpu_train (1)" in done.stdout
 
 
+def test_command_never_cuts_a_long_path(tmp_path):
+    folder = tmp_path / ("a-folder-with-a-long-name" * 4)
+    folder.mkdir()
+    path = folder / "slurm.sbatch"
+    path.write_text((FOLDER / "slurm.sbatch").read_text())
+    assert f"{path} (Slurm): fine" in run(path).stdout
+
+
 def test_command_prints_a_line_per_problem(tmp_path):
     path = mutated(tmp_path, "cluster.yaml", UNSET, "")
     done = run(path, AWS)
