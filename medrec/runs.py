@@ -44,7 +44,9 @@ from quantum.base import (
     write_json_atomic,
     write_text_atomic,
 )
+from quantum.store import StoreLike, open_store
 
+STORE_VARIABLE = "MEDREC_STORE"
 RunKind = Literal["train", "pretrain", "tune", "property"]
 _PACKAGES = ("torch", "torch-geometric", "scikit-learn", "pandas", "rdkit", "ray", "optuna")
 
@@ -65,6 +67,10 @@ class Home:
     def store(self) -> Path:
         """Content-addressed feature store."""
         return self.root / "store"
+
+    def open_store(self) -> StoreLike:
+        """Store of this home, or the one that ``MEDREC_STORE`` names (a folder or ``s3://...``)."""
+        return open_store(os.environ.get(STORE_VARIABLE) or self.store)
 
     @property
     def cohorts(self) -> Path:

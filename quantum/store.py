@@ -6,6 +6,7 @@
     <root>/objects/ab/<key>/     record.json and one .npy per array
     <root>/failures/ab/<key>.json
     <root>/damaged/<key>-<id>/   objects set aside because their bytes did not match
+    <root>/claims/<key>.txt      who computes what right now; never needed for correctness
     <root>/tmp/                  unfinished folders, swept when older than a day
 
 An object is written into ``tmp/`` and renamed into place, so readers see all of it or nothing, the
@@ -14,13 +15,15 @@ first writer wins, and no lock is needed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
+import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +76,17 @@ class Failure(BaseModel):
 
 
 class StoreLike(Protocol):
-    """What the pipeline needs of a store."""
+    """What the pipeline needs of a store.
+
+    Attributes
+    ----------
+    location : str
+        What `open_store` takes to open the same store in another process.
+    """
+
+    @property
+    def location(self) -> str:
+        """What `open_store` takes to open the same store in another process."""
 
     def has(self, key: str) -> bool:
         """Tell whether a finished object of this name exists."""
@@ -95,6 +108,40 @@ class StoreLike(Protocol):
 
     def keys(self) -> Iterator[str]:
         """Iterate over the names of all finished objects."""
+
+    def present(self, keys: Iterable[str]) -> set[str]:
+        """Those of some keys that have a finished object; cheap for many keys."""
+
+    def failures(self, keys: Iterable[str]) -> dict[str, Failure]:
+        """Recorded failures of some keys; cheap for many keys."""
+
+    def claim(self, key: str, owner: str) -> str | None:
+        """Say that a key is being computed; None if nobody else says so.
+
+        A claim keeps two drivers from computing the same thing at the same time; it saves work
+        and is never needed for correctness, as the first object of a key wins.
+
+        Parameters
+        ----------
+        owner : str
+            Of the claim; the same owner may claim again.
+
+        Returns
+        -------
+        str or None
+            None if the claim is ours now. Otherwise what the holder wrote last, as text
+            ``OWNER BEAT``: if it does not change for a while, the holder is dead, and
+            `break_claim` with this text frees the key. No clock is read.
+        """
+
+    def renew(self, key: str, owner: str, beat: int) -> None:
+        """Write a claim of ours again, so that others see that we live."""
+
+    def release(self, key: str, owner: str) -> None:
+        """Give up a claim, if it is ours."""
+
+    def break_claim(self, key: str, seen: str) -> bool:
+        """Remove a dead holder's claim if it still reads ``seen``; True for one caller only."""
 
 
 class Store:
@@ -126,6 +173,11 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
             write_json_atomic(marker, {"format": FORMAT_VERSION})
         self._sweep()
+
+    @property
+    def location(self) -> str:
+        """Path of the store."""
+        return str(self.root.resolve())
 
     def _folder(self, key: str) -> Path:
         return self.root / "objects" / key[:2] / key
@@ -258,6 +310,70 @@ class Store:
             if (folder / "record.json").exists():
                 yield folder.name
 
+    def present(self, keys: Iterable[str]) -> set[str]:
+        """Those of some keys that have a finished object; one listing for many keys."""
+        return _found(self.root / "objects", keys, lambda name: name, self.has)
+
+    def failures(self, keys: Iterable[str]) -> dict[str, Failure]:
+        """Recorded failures of some keys; one listing for many keys."""
+        there = _found(
+            self.root / "failures",
+            keys,
+            lambda name: name.removesuffix(".json"),
+            lambda key: self._failure_file(key).exists(),
+        )
+        read = {key: self.failure(key) for key in there}
+        return {key: failure for key, failure in read.items() if failure is not None}
+
+    # ------------------------------------------------------------------ claims
+
+    def _claim_file(self, key: str) -> Path:
+        return self.root / "claims" / f"{key}.txt"
+
+    def claim(self, key: str, owner: str) -> str | None:
+        """Say that a key is being computed; None if nobody else says so."""
+        path = self._claim_file(key)
+        path.parent.mkdir(exist_ok=True)
+        for _ in range(10):
+            try:
+                with path.open("x", encoding="ascii") as handle:
+                    handle.write(f"{owner} 0")
+                return None
+            except FileExistsError:
+                seen = self._read_claim(key)
+            if seen:
+                return None if seen.split()[0] == owner else seen
+            time.sleep(0.02)  # gone again, or not written yet
+        return "unknown 0"
+
+    def _read_claim(self, key: str) -> str:
+        try:
+            return self._claim_file(key).read_text(encoding="ascii")
+        except FileNotFoundError:
+            return ""
+
+    def renew(self, key: str, owner: str, beat: int) -> None:
+        """Write a claim of ours again, so that others see that we live."""
+        if self._read_claim(key).split()[:1] == [owner]:
+            write_bytes_atomic(self._claim_file(key), f"{owner} {beat}".encode("ascii"))
+
+    def release(self, key: str, owner: str) -> None:
+        """Give up a claim, if it is ours."""
+        if self._read_claim(key).split()[:1] == [owner]:
+            self._claim_file(key).unlink(missing_ok=True)
+
+    def break_claim(self, key: str, seen: str) -> bool:
+        """Remove a dead holder's claim if it still reads ``seen``; True for one caller only."""
+        if self._read_claim(key) != seen:
+            return False
+        aside = self.root / "tmp" / uuid.uuid4().hex
+        try:
+            self._claim_file(key).rename(aside)
+        except FileNotFoundError:
+            return False
+        aside.unlink()
+        return True
+
     def verify(self) -> tuple[int, list[str]]:
         """Read everything; return how many objects were checked and which were damaged."""
         checked, damaged = 0, []
@@ -276,6 +392,12 @@ class MemoryStore:
     def __init__(self) -> None:
         self._objects: dict[str, Record] = {}
         self._failures: dict[str, Failure] = {}
+        self._claims: dict[str, str] = {}
+
+    @property
+    def location(self) -> str:
+        """Not to be opened elsewhere."""
+        return "memory"
 
     def has(self, key: str) -> bool:
         """Tell whether a finished object of this name exists."""
@@ -320,6 +442,69 @@ class MemoryStore:
     def keys(self) -> Iterator[str]:
         """Iterate over the names of all finished objects."""
         yield from sorted(self._objects)
+
+    def present(self, keys: Iterable[str]) -> set[str]:
+        """Those of some keys that have a finished object."""
+        return {key for key in keys if key in self._objects}
+
+    def failures(self, keys: Iterable[str]) -> dict[str, Failure]:
+        """Recorded failures of some keys."""
+        return {key: self._failures[key] for key in keys if key in self._failures}
+
+    def claim(self, key: str, owner: str) -> str | None:
+        """Say that a key is being computed; None if nobody else says so."""
+        seen = self._claims.setdefault(key, f"{owner} 0")
+        return None if seen.split()[0] == owner else seen
+
+    def renew(self, key: str, owner: str, beat: int) -> None:
+        """Write a claim of ours again, so that others see that we live."""
+        if self._claims.get(key, " ").split()[:1] == [owner]:
+            self._claims[key] = f"{owner} {beat}"
+
+    def release(self, key: str, owner: str) -> None:
+        """Give up a claim, if it is ours."""
+        if self._claims.get(key, " ").split()[:1] == [owner]:
+            del self._claims[key]
+
+    def break_claim(self, key: str, seen: str) -> bool:
+        """Remove a dead holder's claim if it still reads ``seen``."""
+        return self._claims.get(key) == seen and self._claims.pop(key, None) is not None
+
+
+_FEW = 512
+
+
+def _found(
+    folder: Path,
+    keys: Iterable[str],
+    to_key: Callable[[str], str],
+    there: Callable[[str], bool],
+) -> set[str]:
+    """Keys that a two-level folder holds: few are looked up, many found by listing it once."""
+    wanted = set(keys)
+    if len(wanted) <= _FEW:
+        return {key for key in wanted if there(key)}
+    found: set[str] = set()
+    for prefix in {key[:2] for key in wanted}:
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder / prefix) as entries:
+            found |= wanted.intersection(to_key(entry.name) for entry in entries)
+    return found
+
+
+def open_store(location: str | Path) -> StoreLike:
+    """Open a store by its location.
+
+    Parameters
+    ----------
+    location : str or Path
+        A folder.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be used.
+    """
+    return Store(Path(location))
 
 
 def missing(store: StoreLike, keys: Mapping[str, str]) -> list[str]:
