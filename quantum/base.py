@@ -6,12 +6,14 @@ fit here in a few lines is not shared.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -82,6 +84,12 @@ class ResourceError(MedrecError):
     exit_code = 4
 
 
+class DiskFullError(ResourceError):
+    """No space left where results go. Nothing is wrong with the request: wait, and try again."""
+
+    kind = "disk_full"
+
+
 class ConvergenceError(MedrecError):
     """SCF or optimisation did not converge.
 
@@ -120,6 +128,21 @@ class IntegrityError(MedrecError):
 
     kind = "integrity"
     exit_code = 6
+
+
+# --------------------------------------------------------------------------- processes
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the one that started it ends (Linux; elsewhere nothing).
+
+    For ``preexec_fn`` of a program and for forked children: no calculation outlives its owner.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 # --------------------------------------------------------------------------- digests

@@ -1,25 +1,28 @@
-"""One task in a child process with its own threads, memory limit and deadline.
+"""Calculations in child processes with their own threads, memory limit and deadline.
 
 Native thread pools keep the size they had when a worker started, a stuck native call cannot be
 cancelled, and a memory-hungry molecule takes its process with it. So a calculation runs in a
 process of its own, and whatever happens to it comes back as an outcome with a kind.
+
+Children are forked from a `quantum.fork_server` that has loaded the programs, so that a molecule
+does not wait for imports. A child takes a list of tasks, one after the other; if one of them ends
+it, the next child goes on behind that one.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import resource
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantum.base import MedrecError
-from quantum.pipeline import Outcome, Task, compute_features, record_failure
+from quantum.fork_server import ChildEnd, ForkServer
+from quantum.pipeline import Outcome, Stage, Task, record_failure
 from quantum.schema import Resources
-from quantum.store import Store
+from quantum.store import open_store
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -28,6 +31,26 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 _TAIL = 2000
+_CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
+_servers: dict[int, ForkServer] = {}
+os.register_at_fork(after_in_child=_servers.clear)  # a server has one owner
+
+
+@dataclass(frozen=True)
+class ChildRequest:
+    """What a child gets besides its tasks.
+
+    Parameters
+    ----------
+    store : str
+        Location, see `quantum.store.open_store`.
+    owner : str, optional
+        Of claims; None makes no claims.
+    """
+
+    store: str
+    resources: Resources
+    owner: str | None = None
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -35,81 +58,106 @@ def thread_environment(threads: int) -> dict[str, str]:
     return {**os.environ, **{name: str(threads) for name in _THREAD_VARIABLES}}
 
 
-def run_in_child(task: Task, store_root: Path, resources: Resources) -> Outcome:
-    """Compute one task in a child process.
+def run_in_child(
+    task: Task, store: str | Path, resources: Resources, owner: str | None = None
+) -> Outcome:
+    """Compute one task in a child process; see `run_all_in_child`."""
+    return run_all_in_child([task], ChildRequest(str(store), resources, owner))[0]
+
+
+def run_all_in_child(
+    tasks: Sequence[Task],
+    request: ChildRequest,
+    on_outcome: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Compute tasks one after the other in a child process, each with the whole deadline.
 
     Returns
     -------
-    Outcome
-        ``resource`` after the deadline or a kill by the memory limit, ``transient`` after another
-        signal; otherwise what the child found. Such failures are recorded in the store.
+    list of Outcome
+        In the order of the tasks. ``resource`` after the deadline or a kill by the memory limit,
+        ``crash`` after a fault of the program (segmentation fault, abort), ``transient`` after
+        another signal; otherwise what the child found. Such failures are recorded in the store.
     """
-    start = time.perf_counter()
-    request = {
-        "task": task.model_dump(mode="json"),
-        "store": str(store_root),
-        "resources": resources.model_dump(mode="json"),
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(tasks):
+        rest = tasks[len(outcomes) :]
+        found, end = _one_child(rest, request)
+        if len(found) < len(rest):
+            found.append(_explain(rest[len(found)], request, end))
+        for outcome in found:
+            if on_outcome is not None:
+                on_outcome(outcome)
+        outcomes += found
+    return outcomes
+
+
+def _one_child(tasks: Sequence[Task], request: ChildRequest) -> tuple[list[Outcome], ChildEnd]:
+    threads = request.resources.threads
+    server = _servers.get(threads)
+    if server is None or not server.is_alive():
+        server = _servers[threads] = ForkServer(thread_environment(threads))
+    body = {
+        "tasks": [task.model_dump(mode="json") for task in tasks],
+        "store": request.store,
+        "resources": request.resources.model_dump(mode="json"),
+        "owner": request.owner,
     }
-    with subprocess.Popen(
-        [sys.executable, "-m", "quantum.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=thread_environment(resources.threads),
-    ) as child:
-        try:
-            out, err = child.communicate(json.dumps(request), timeout=resources.time_limit_s)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.communicate()
-            message = f"stopped after {resources.time_limit_s:.0f} s ({task.species.n_atoms} atoms)"
-            return _give_up(task, store_root, "resource", message, start)
-        except BaseException:
-            child.kill()
-            raise
-    if child.returncode == 0:
-        return Outcome.model_validate_json(out.strip().splitlines()[-1])
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        kind, message = "transient", f"child ended by {name}; last output: {err[-_TAIL:].strip()}"
+    lines, end = server.run(body, len(tasks), request.resources.time_limit_s)
+    facts = {"peak_mb": end.peak_mb, "cpu_s": end.cpu_s} if len(tasks) == 1 else {}
+    return [Outcome.model_validate_json(text).model_copy(update=facts) for text in lines], end
+
+
+def _explain(task: Task, request: ChildRequest, end: ChildEnd) -> Outcome:
+    """Outcome of a task whose child ended before it did."""
+    resources, atoms = request.resources, f"({task.species.n_atoms} atoms)"
+    tail = f"last output: {end.output[-_TAIL:].strip() or 'none'}"
+    if end.timed_out:
+        kind, message = "resource", f"stopped after {resources.time_limit_s:.0f} s {atoms}"
+    elif end.signal in _CRASH_SIGNALS:
+        kind, message = "crash", f"child ended by {signal.Signals(end.signal).name} {atoms}; {tail}"
+    elif end.signal:
+        name = signal.Signals(end.signal).name
+        kind, message = "transient", f"child ended by {name} {atoms}; {tail}"
     else:
-        kind, message = "unknown", f"child exit {child.returncode}: {err[-_TAIL:].strip()}"
-    return _give_up(task, store_root, kind, message, start)
-
-
-def _give_up(task: Task, store_root: Path, kind: str, message: str, start: float) -> Outcome:
-    from quantum.pipeline import plan
-
-    store = Store(store_root)
-    keys = plan(task.species, task.spec)
-    stage = next((item for item in task.stages if not store.has(keys[item])), task.stages[-1])
-    record_failure(store, task, stage, kind, message)
+        kind, message = "unknown", f"child exit {end.exit_code} {atoms}; {tail}"
+    stage = _open_stage(task, request)
+    record_failure(open_store(request.store), task, stage, kind, message)
     return Outcome(
         species_key=task.species.key,
         status="failed",
         stage=stage,
         kind=kind,
         message=message,
-        seconds=time.perf_counter() - start,
+        seconds=end.seconds,
+        peak_mb=end.peak_mb,
+        cpu_s=end.cpu_s,
     )
 
 
-def main() -> None:
-    """Body of the child: read one request from standard input, write one outcome."""
-    request = json.load(sys.stdin)
-    resources = Resources.model_validate(request["resources"])
-    limit = (resources.memory_mb + 2000) * 2**20  # programs and libraries map about 2 GB of files
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    task = Task.model_validate(request["task"])
+def _open_stage(task: Task, request: ChildRequest) -> Stage:
+    """First stage without a result."""
+    keys = task.keys
     try:
-        outcome = compute_features(task, Store(Path(request["store"])), resources)
-    except MedrecError as error:
-        outcome = Outcome(
-            species_key=task.species.key, status="failed", kind=error.kind, message=str(error)
-        )
-    print(outcome.model_dump_json())
+        store = open_store(request.store)
+        there = store.present(keys[stage] for stage in task.stages)
+        stage = next((item for item in task.stages if keys[item] not in there), task.stages[-1])
+        if request.owner:
+            store.release(keys[stage], request.owner)
+    except MedrecError:
+        return task.stages[-1]
+    return stage
 
 
-if __name__ == "__main__":
-    main()
+def close_servers() -> None:
+    """End the fork servers of this process; new ones start on demand."""
+    while _servers:
+        _servers.popitem()[1].close()
+
+
+def measure_start() -> float:
+    """Seconds that an empty child takes once its server is there; for benchmarks."""
+    server = _servers.get(1) or _servers.setdefault(1, ForkServer(thread_environment(1)))
+    start = time.perf_counter()
+    server.run({"tasks": [], "store": "", "resources": {}, "owner": None}, 0, 60.0)
+    return time.perf_counter() - start

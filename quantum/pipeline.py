@@ -8,13 +8,14 @@ whatever `Executor` it is given.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import pandas as pd
 
-from quantum.base import Frozen, MedrecError, digest
+from quantum.base import Frozen, IntegrityError, MedrecError, digest
 from quantum.geometry import Geometry
 from quantum.molecule import Species
 from quantum.schema import PipelineSpec, Resources
@@ -45,16 +46,22 @@ class Task(Frozen):
 class Outcome(Frozen):
     """How a task ended; small, so that it travels well.
 
-    ``status`` is ``present`` (nothing to do), ``done`` or ``failed``; a failure names its stage
-    and kind.
+    ``status`` is ``present`` (nothing to do), ``done``, ``failed``, or ``elsewhere``: another
+    driver is at work on it, and ``message`` is its claim. A failure names its stage and kind.
+    ``stages`` lists what was computed here. ``peak_mb`` (2^20 bytes) and ``cpu_s`` are those of
+    the process that computed, and ``node`` says where, if known.
     """
 
     species_key: str
-    status: Literal["present", "done", "failed"]
+    status: Literal["present", "done", "failed", "elsewhere"]
     stage: str = ""
     kind: str = ""
     message: str = ""
     seconds: float = 0.0
+    stages: tuple[str, ...] = ()
+    peak_mb: float = 0.0
+    cpu_s: float = 0.0
+    node: str = ""
 
 
 class Executor(Protocol):
@@ -98,34 +105,111 @@ def plan(
     return keys
 
 
+# --------------------------------------------------------------------------- claims
+
+
+class Claims:
+    """Claims of one owner, renewed by a thread while they are held.
+
+    Parameters
+    ----------
+    owner : str
+        Name of the driver, without spaces.
+    beat_s : float
+        Seconds between two renewals.
+    """
+
+    def __init__(self, owner: str, beat_s: float = 10.0) -> None:
+        self.owner, self.beat_s = owner, beat_s
+
+    @contextlib.contextmanager
+    def hold(self, store: StoreLike, key: str) -> Iterator[str | None]:
+        """Claim a key for a block; yields what another holder wrote, or None if it is ours."""
+        seen = store.claim(key, self.owner)
+        if seen is not None:
+            yield seen
+            return
+        stop = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(store, key, stop), daemon=True)
+        thread.start()
+        try:
+            yield None
+        finally:
+            stop.set()
+            thread.join()
+            with contextlib.suppress(OSError, MedrecError):
+                store.release(key, self.owner)
+
+    def _renew(self, store: StoreLike, key: str, stop: threading.Event) -> None:
+        beat = 0
+        while not stop.wait(self.beat_s):
+            beat += 1
+            with contextlib.suppress(OSError, MedrecError):
+                store.renew(key, self.owner, beat)
+
+
 # --------------------------------------------------------------------------- one species
 
 
-def compute_features(task: Task, store: StoreLike, resources: Resources = Resources()) -> Outcome:
+def compute_features(
+    task: Task, store: StoreLike, resources: Resources = Resources(), claims: Claims | None = None
+) -> Outcome:
     """Take one species through its stages; what the store holds is not computed again.
 
-    A failure of kind ``input`` that was recorded before is returned without another try.
+    A failure of kind ``input`` that was recorded before is returned without another try. An
+    earlier object that turns out damaged is set aside and computed again, once.
+
+    Parameters
+    ----------
+    claims : Claims, optional
+        Marks what is being computed, so that another driver does not compute it at the same time.
     """
     start = time.perf_counter()
-    keys = task.keys
-    if all(store.has(keys[stage]) for stage in task.stages):
-        return Outcome(species_key=task.species.key, status="present")
+    computed: list[str] = []
+    outcome = _compute(task, store, resources, claims, computed)
+    if outcome.kind == IntegrityError.kind and outcome.stage not in computed:
+        outcome = _compute(task, store, resources, claims, computed)
+    seconds = time.perf_counter() - start if outcome.status != "present" else 0.0
+    return outcome.model_copy(update={"seconds": seconds, "stages": tuple(computed)})
+
+
+def _compute(
+    task: Task,
+    store: StoreLike,
+    resources: Resources,
+    claims: Claims | None,
+    computed: list[str],
+) -> Outcome:
+    keys, species = task.keys, task.species.key
+    try:
+        there = store.present(keys[stage] for stage in task.stages)
+    except MedrecError as error:
+        return _failed(task, task.stages[0], error.kind, str(error))
     for stage in task.stages:
-        if store.has(keys[stage]):
+        key = keys[stage]
+        if key in there:
             continue
-        known = store.failure(keys[stage])
-        if known is not None and known.kind == "input":
-            return _failed(task, stage, known.kind, known.message, start)
         try:
-            store.put(_run_stage(stage, task, keys, store, resources))
+            known = store.failure(key)
+            if known is not None and known.kind == "input":
+                return _failed(task, stage, known.kind, known.message)
+            with claims.hold(store, key) if claims else contextlib.nullcontext() as holder:
+                if holder:
+                    return Outcome(
+                        species_key=species, status="elsewhere", stage=stage, message=holder
+                    )
+                if claims and store.has(key):
+                    continue
+                store.put(_run_stage(stage, task, keys, store, resources))
+                computed.append(stage)
         except MedrecError as error:
             record_failure(store, task, stage, error.kind, str(error))
-            return _failed(task, stage, error.kind, str(error), start)
+            return _failed(task, stage, error.kind, str(error))
         except MemoryError:
             message = f"out of memory ({task.species.n_atoms} atoms)"
             record_failure(store, task, stage, "resource", message)
-            return _failed(task, stage, "resource", message, start)
-    return Outcome(species_key=task.species.key, status="done", seconds=time.perf_counter() - start)
+            return _failed(task, stage, "resource", message)
+    return Outcome(species_key=species, status="done" if computed else "present")
 
 
 def _run_stage(
@@ -143,21 +227,26 @@ def _run_stage(
     return record.model_copy(update={"key": keys[stage]})
 
 
+# nothing is wrong with a request that met one of these
+PASSING = ("transient", "disk_full", "store", "program_missing")
+
+
 def record_failure(store: StoreLike, task: Task, stage: Stage, kind: str, message: str) -> None:
-    """Write a failure under the key of the stage that has no result."""
+    """Write a failure under the key of the stage that has no result.
+
+    Not for `PASSING` kinds, which are the machine's fault.
+    """
+    if kind in PASSING:
+        return
     key = task.keys[stage]
-    with contextlib.suppress(OSError):  # on a full disk the outcome still says what happened
+    # on a full disk or without a store the outcome still says what happened
+    with contextlib.suppress(OSError, MedrecError):
         store.put_failure(Failure(key=key, stage=stage, kind=kind, message=message))
 
 
-def _failed(task: Task, stage: Stage, kind: str, message: str, start: float) -> Outcome:
+def _failed(task: Task, stage: Stage, kind: str, message: str) -> Outcome:
     return Outcome(
-        species_key=task.species.key,
-        status="failed",
-        stage=stage,
-        kind=kind,
-        message=message,
-        seconds=time.perf_counter() - start,
+        species_key=task.species.key, status="failed", stage=stage, kind=kind, message=message
     )
 
 
@@ -189,16 +278,19 @@ def unknown_failure(task: Task, error: BaseException) -> Outcome:
 
 
 def wanted(tasks: Iterable[Task], store: StoreLike, retry: Sequence[str] = ()) -> list[Task]:
-    """Tasks with something left to do: not finished, and not failed (unless of a retried kind)."""
+    """Tasks with something left to do: not finished, and not failed (unless of a retried kind).
+
+    The store is asked for all keys at once.
+    """
+    planned = [(task, task.keys) for task in tasks]
+    every = {keys[stage] for task, keys in planned for stage in task.stages}
+    there = store.present(every)
+    failures = store.failures(every - there)
     left = []
-    for task in tasks:
-        keys = task.keys
-        open_stages = [stage for stage in task.stages if not store.has(keys[stage])]
-        if not open_stages:
-            continue
-        failures = [store.failure(keys[stage]) for stage in open_stages]
-        blocked = [f for f in failures if f is not None and f.kind not in retry]
-        if not blocked:
+    for task, keys in planned:
+        still = [keys[stage] for stage in task.stages if keys[stage] not in there]
+        blocked = [key for key in still if key in failures and failures[key].kind not in retry]
+        if still and not blocked:
             left.append(task)
     return left
 
@@ -226,13 +318,16 @@ def status(tasks: Iterable[Task], store: StoreLike) -> pd.DataFrame:
     pandas.DataFrame
         Columns ``stage``, ``state`` (``present``, ``failed: KIND``, ``missing``), ``species``.
     """
+    planned = [(task, task.keys) for task in tasks]
+    every = {keys[stage] for task, keys in planned for stage in task.stages}
+    there = store.present(every)
+    failures = store.failures(every - there)
     rows = []
-    for task in tasks:
-        keys = task.keys
+    for task, keys in planned:
         for stage in task.stages:
-            failure = None if store.has(keys[stage]) else store.failure(keys[stage])
-            state = "present" if store.has(keys[stage]) else "missing"
-            rows.append((stage, f"failed: {failure.kind}" if failure else state))
+            key = keys[stage]
+            state = f"failed: {failures[key].kind}" if key in failures else "missing"
+            rows.append((stage, "present" if key in there else state))
     table = pd.DataFrame(rows, columns=["stage", "state"])
     counted = table.value_counts(["stage", "state"]).rename("species").reset_index()
     order = {stage: i for i, stage in enumerate(STAGES)}

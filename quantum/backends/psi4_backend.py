@@ -30,6 +30,7 @@ from quantum.base import (
     MedrecError,
     ProgramMissingError,
     ResourceError,
+    die_with_parent,
     read_json,
 )
 from quantum.schema import CalculationSpec, Resources
@@ -201,7 +202,8 @@ def run_program(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
+        process_group=0,  # a wrapper script goes with its program
+        preexec_fn=die_with_parent,
     ) as child:
         try:
             out, _ = child.communicate(timeout=resources.time_limit_s)
