@@ -1,13 +1,15 @@
 """A cluster as discrete events: one driver, spot nodes, one shared store.
 
-What is modelled, for one batch of independent tasks (list scheduling, Graham, SIAM J. Appl. Math.
-17, 416, 1969; here with a server in front and machines that come and go):
+What is modelled, for one batch of tasks (list scheduling, Graham, SIAM J. Appl. Math. 17, 416,
+1969; here with a server in front and machines that come and go):
 
-- the driver hands out tasks in a given order and keeps at most a window of them in flight; it is
-  one serial process, and a task costs it a constant and a part that grows with those in flight;
-- tasks in flight start in the order in which they were handed out, on the core that is free first;
+- the driver hands out tasks in a given order and keeps at most a window of them in flight, which
+  may grow with the nodes; it is one serial process, and a task costs it a constant, a look at
+  those in flight a part that grows with them; it takes all outcomes that are there together;
+- tasks in flight start in the order in which they were handed out, on the core that is free first
+  and whose node has the memory; what does not fit waits, and smaller tasks pass it;
 - a task that has been computed is committed to the store, which all tasks share: a latency, and a
-  transfer that waits for the transfers before it;
+  transfer that waits for the transfers before it; then what had to wait for it may be handed out;
 - a node is paid from its launch, takes a while to boot, has a speed of its own, and may be
   preempted: at the notice it takes no new task, later it is gone and what was running starts again
   elsewhere, behind the tasks that are in flight already;
@@ -18,140 +20,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+from simulate_model import NEVER, Array, Batch, Cluster, Driver, Result, SharedStore
+from simulate_queues import Pending, Queue
 
-Array = npt.NDArray[np.float64]
+__all__ = ["Array", "Batch", "Cluster", "Driver", "Result", "SharedStore", "simulate"]
+
 _UP, _NOTICE, _KILL = 0, 1, 2
-_NEVER = math.inf
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Nodes of one kind.
-
-    Parameters
-    ----------
-    preemptions_per_hour : float
-        Rate per node; times to the notice are exponential.
-    notice_s : float
-        From the notice, when the node takes no new task, to its end; 0 without a watcher.
-    speed_sigma : float
-        Log-normal spread of the nodes' times per unit of work; the mean is 1.
-    slow_share : float
-        Share of nodes that take ``slow_factor`` times as long.
-    """
-
-    nodes: int
-    cores: int = 16
-    boot_s: float = 0.0
-    idle_timeout_s: float = _NEVER
-    preemptions_per_hour: float = 0.0
-    notice_s: float = 0.0
-    speed_sigma: float = 0.0
-    slow_share: float = 0.0
-    slow_factor: float = 2.0
-
-
-@dataclass(frozen=True)
-class Driver:
-    """The process that submits tasks and takes their outcomes, one after the other.
-
-    Parameters
-    ----------
-    window : int
-        Tasks in flight at most.
-    task_s : float
-        Seconds per task.
-    in_flight_s : float
-        Further seconds per task for each task in flight.
-    """
-
-    window: int
-    task_s: float = 0.0
-    in_flight_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class SharedStore:
-    """Where results are committed: seconds per commit, bytes per second for all together."""
-
-    commit_s: float = 0.0
-    bytes_per_s: float = _NEVER
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Independent tasks.
-
-    Parameters
-    ----------
-    core_s : array of shape (n,)
-        Work of each task, seconds of one core of a node of mean speed.
-    order : array of shape (n,)
-        Indices in the order of submission.
-    size : array of shape (n,), optional
-        Bytes that each task commits.
-    cores : int
-        Cores per task.
-    serial_share : float
-        Share of the work that more cores do not speed up (Amdahl).
-    """
-
-    core_s: Array
-    order: npt.NDArray[np.int64]
-    size: Array | None = None
-    cores: int = 1
-    serial_share: float = 0.0
-
-    @property
-    def wall_s(self) -> Array:
-        """Seconds per task on a node of mean speed, shape (n,)."""
-        return self.core_s * (self.serial_share + (1.0 - self.serial_share) / self.cores)
-
-
-@dataclass(frozen=True)
-class Result:
-    """Times in seconds; where the paid core-seconds went.
-
-    ``useful_s`` is the work of the batch, counted once. ``slow_s`` is what slow nodes and the
-    serial share add, ``driver_s`` cores whose next task the driver was still busy with,
-    ``store_s`` waiting for the commit, ``lost_s`` work that a preempted node took with it,
-    ``boot_s`` nodes that were not up, ``idle_s`` the rest: cores without a task.
-    """
-
-    makespan_s: float
-    paid_s: float
-    useful_s: float
-    slow_s: float
-    driver_s: float
-    store_s: float
-    lost_s: float
-    boot_s: float
-    node_s: float
-    executions: int
-    lost_executions: int
-    preemptions: int
-    nodes: int
-
-    @property
-    def idle_s(self) -> float:
-        """Paid core-seconds that nothing else explains."""
-        parts = self.useful_s + self.slow_s + self.driver_s + self.store_s + self.lost_s
-        return self.paid_s - parts - self.boot_s
-
-    @property
-    def efficiency(self) -> float:
-        """Useful over paid core-seconds."""
-        return self.useful_s / self.paid_s
-
-    def shares(self) -> dict[str, float]:
-        """Shares of the paid core-seconds that were not useful, by cause."""
-        names = ("slow", "driver", "store", "lost", "boot", "idle")
-        return {name: float(getattr(self, f"{name}_s")) / self.paid_s for name in names}
 
 
 def simulate(
@@ -171,6 +47,10 @@ def simulate(
     """
     if not 1 <= batch.cores <= cluster.cores:
         raise ValueError(f"a task of {batch.cores} cores on nodes of {cluster.cores}")
+    if batch.memory_mb is not None and float(batch.memory_mb.max()) > cluster.memory_mb:
+        raise ValueError(
+            f"a task of {batch.memory_mb.max():.0f} MB on nodes of {cluster.memory_mb:.0f}"
+        )
     if driver.window < 1 or cluster.nodes < 1 or len(batch.core_s) < 1:
         raise ValueError("a window, a node and a task are needed")
     if not np.array_equal(np.sort(batch.order), np.arange(len(batch.core_s))):
@@ -191,16 +71,20 @@ class _Run:
         self.batch, self.cluster, self.driver, self.store = batch, cluster, driver, store
         self.rng = np.random.default_rng(seed)
         self.n = len(batch.core_s)
-        self.order: list[int] = batch.order.tolist()
+        self.queue = Queue(batch)
         self.wall: list[float] = batch.wall_s.tolist()
         transfer = np.zeros(self.n) if batch.size is None else batch.size / store.bytes_per_s
         self.transfer: list[float] = transfer.tolist()
         self.slots = cluster.cores // batch.cores
         self.heap: list[tuple[float, int]] = []
-        self.pending: deque[tuple[float, int]] = deque()  # (handed out at, task)
-        self.idle: list[int] = []
-        self.submitted = self.done = 0
-        self.driver_free = self.store_free = 0.0
+        self.pending = Pending(batch, cluster)
+        self.free_mb: list[float] = []  # per node
+        self.idle: list[list[int]] = []  # slots, per node
+        self.idle_nodes: dict[int, None] = {}
+        self.gap_mb = 0.0  # no idle slot has more
+        self.submitted = self.done = self.slots_up = 0
+        self.driver_free = self.store_free = self.batch_begin = 0.0
+        self.batch_n = 0
         # per slot
         self.task: list[int] = []
         self.begin: list[float] = []
@@ -219,10 +103,10 @@ class _Run:
         self.lost_executions = self.preemptions = 0
 
     def run(self) -> Result:
-        for _ in range(self.cluster.nodes):
-            self._launch(0.0)
-        while self.submitted < min(self.driver.window, self.n):
-            self._hand_out(0.0, self.driver.task_s)
+        if not self.cluster.grows:
+            for _ in range(self.cluster.nodes):
+                self._launch(0.0)
+        self._fill(0.0)
         time = 0.0
         while self.done < self.n:
             if not self.heap:  # every node was released while a last task waited
@@ -231,7 +115,7 @@ class _Run:
             if code < 0:
                 heapq.heappop(self.heap)
                 self._node_event(time, *divmod(-code - 1, 3))
-            elif self.ended[(code >> 1) // self.slots] < _NEVER:
+            elif self.ended[(code >> 1) // self.slots] < NEVER:
                 heapq.heappop(self.heap)
             elif code & 1:
                 self._committed(time, code >> 1)
@@ -241,21 +125,56 @@ class _Run:
 
     # ----------------------------------------------------------------------- the driver
 
-    def _hand_out(self, time: float, cost: float) -> None:
-        """Spend the driver's time on one task, and submit the next if there is one."""
-        self.driver_free = max(self.driver_free, time) + cost
-        if self.submitted < self.n:
-            self.pending.append((self.driver_free, self.order[self.submitted]))
-            self.submitted += 1
+    def _window(self) -> int:
+        return max(self.driver.window, int(self.driver.per_slot * self.slots_up))
+
+    def _fill(self, time: float) -> None:
+        """Hand out tasks until the window is full, and launch nodes for them."""
+        while self.queue and self.submitted - self.done < self._window():
+            self.driver_free = max(self.driver_free, time) + self.driver.task_s
+            self._submit(self.driver_free)
+        self._grow(time)
+
+    def _submit(self, available: float) -> None:
+        self.pending.add(available, self.queue.take())
+        self.submitted += 1
+
+    def _take_outcome(self, time: float) -> None:
+        """Spend the driver's time on one outcome, and submit the next task if there is one."""
+        driver = self.driver
+        if time <= self.batch_begin and self.batch_n < driver.gather:
+            self.batch_n += 1  # it is there when the driver looks
+        else:
+            self.batch_begin, self.batch_n = max(self.driver_free, time), 1
+            look = driver.in_flight_s * (self.submitted - self.done)
+            self.driver_free = self.batch_begin + look
+        self.driver_free += driver.task_s
+        if self.queue and self.submitted - self.done < self._window():
+            self._submit(self.driver_free)
+
+    def _grow(self, time: float) -> None:
+        """Launch nodes until those there are could hold what is in flight, or the cap is met."""
+        if not self.cluster.grows:
+            return
+        in_flight = self.submitted - self.done
+        by_memory = self.pending.in_flight_mb / self.cluster.memory_mb
+        wanted = min(self.cluster.nodes, math.ceil(max(in_flight / self.slots, by_memory)))
+        there = sum(
+            end == NEVER and not draining
+            for end, draining in zip(self.ended, self.draining, strict=True)
+        )
+        for _ in range(there, wanted):
+            self._launch(time)
 
     # ----------------------------------------------------------------------- a slot
 
-    def _start(self, time: float, slot: int) -> tuple[float, int]:
-        """Give the first task in flight to a slot; returns the entry of its end."""
-        available, task = self.pending.popleft()
+    def _start(self, time: float, slot: int, line: int) -> tuple[float, int]:
+        """Give the first task of a line to a slot; returns the entry of its end."""
+        available, task = self.pending.pop(line)
+        self.free_mb[slot // self.slots] -= self.pending.asked_mb[task]
         begin = max(time, available)
         self.driver_wait += begin - time
-        self.task[slot], self.begin[slot], self.computed[slot] = task, begin, _NEVER
+        self.task[slot], self.begin[slot], self.computed[slot] = task, begin, NEVER
         return begin + self.wall[task] * self.speed[slot // self.slots], slot << 1
 
     def _computed(self, time: float, code: int) -> None:
@@ -265,17 +184,23 @@ class _Run:
         heapq.heapreplace(self.heap, (self.store_free + self.store.commit_s, code | 1))
 
     def _committed(self, time: float, slot: int) -> None:
+        task, node = self.task[slot], slot // self.slots
         self.done += 1
         self.busy += self.computed[slot] - self.begin[slot]
         self.store_wait += time - self.computed[slot]
-        in_flight = self.submitted - self.done
-        self._hand_out(time, self.driver.task_s + self.driver.in_flight_s * in_flight)
-        if self.pending and not self.draining[slot // self.slots]:
-            heapq.heapreplace(self.heap, self._start(time, slot))
-            return
-        heapq.heappop(self.heap)
-        self._rest(time, slot)
-        self._feed_idle(time)
+        self.free_mb[node] += self.pending.asked_mb[task]
+        self.pending.in_flight_mb -= self.pending.asked_mb[task]
+        self.queue.release(task)
+        self._take_outcome(time)
+        line = -1 if self.draining[node] else self.pending.first(self.free_mb[node])
+        if line >= 0:
+            heapq.heapreplace(self.heap, self._start(time, slot, line))
+        else:
+            heapq.heappop(self.heap)
+            self._rest(time, slot)
+        if self.idle_nodes:
+            self._feed_node(time, node)
+            self._feed_idle(time)
 
     def _rest(self, time: float, slot: int) -> None:
         node = slot // self.slots
@@ -283,17 +208,31 @@ class _Run:
         self.last_busy[node] = time
         self.n_idle[node] += 1
         if not self.draining[node]:
-            self.idle.append(slot)
+            self.idle[node].append(slot)
+            self.idle_nodes[node] = None
+            self.gap_mb = max(self.gap_mb, self.free_mb[node])
 
     def _feed_idle(self, time: float) -> None:
         """Start waiting tasks on idle slots of nodes that are still there."""
-        while self.pending and self.idle:
-            slot = self.idle.pop()
-            node = slot // self.slots
-            if self.draining[node] or self._released(time, node):
-                continue
+        if self.pending.least_mb() > self.gap_mb:
+            return
+        for node in list(self.idle_nodes):
+            if not self.pending:
+                return
+            self._feed_node(time, node)
+        self.gap_mb = max((self.free_mb[node] for node in self.idle_nodes), default=0.0)
+
+    def _feed_node(self, time: float, node: int) -> None:
+        slots = self.idle[node]
+        if slots and (self.draining[node] or self._released(time, node)):
+            slots.clear()
+        while slots:
+            line = self.pending.first(self.free_mb[node])
+            if line < 0:
+                return
             self.n_idle[node] -= 1
-            heapq.heappush(self.heap, self._start(time, slot))
+            heapq.heappush(self.heap, self._start(time, slots.pop(), line))
+        self.idle_nodes.pop(node, None)
 
     # ----------------------------------------------------------------------- a node
 
@@ -304,14 +243,16 @@ class _Run:
         self.speed.append(speed * (self.cluster.slow_factor if slow else 1.0))
         self.launched.append(time)
         self.up_at.append(time + self.cluster.boot_s)
-        self.ended.append(_NEVER)
+        self.ended.append(NEVER)
         self.draining.append(False)
         self.replaced.append(False)
         self.n_idle.append(0)
+        self.idle.append([])
+        self.free_mb.append(self.cluster.memory_mb)
         self.last_busy.append(time + self.cluster.boot_s)
         self.task += [-1] * self.slots
         self.begin += [0.0] * self.slots
-        self.computed += [_NEVER] * self.slots
+        self.computed += [NEVER] * self.slots
         self._schedule(time + self.cluster.boot_s, node, _UP)
 
     def _schedule(self, time: float, node: int, event: int) -> None:
@@ -320,9 +261,9 @@ class _Run:
     def _released(self, time: float, node: int) -> bool:
         """Whether the node has ended, by preemption or because nothing ran on it for long."""
         limit = self.last_busy[node] + self.cluster.idle_timeout_s
-        if self.ended[node] == _NEVER and self.n_idle[node] == self.slots and time > limit:
+        if self.ended[node] == NEVER and self.n_idle[node] == self.slots and time > limit:
             self.ended[node] = limit
-        return self.ended[node] < _NEVER
+        return self.ended[node] < NEVER
 
     def _node_event(self, time: float, node: int, event: int) -> None:
         if event == _UP:
@@ -332,7 +273,8 @@ class _Run:
         elif event == _NOTICE:
             self.preemptions += 1
             self.draining[node] = True
-            if self.pending or self.submitted < self.n:
+            self.slots_up -= self.slots
+            if self.pending or self.queue:
                 self.replaced[node] = True
                 self._launch(time)
             self._schedule(time + self.cluster.notice_s, node, _KILL)
@@ -340,9 +282,12 @@ class _Run:
             self._kill(time, node)
 
     def _up(self, time: float, node: int) -> None:
+        self.slots_up += self.slots
+        self._fill(time)
         for slot in range(node * self.slots, (node + 1) * self.slots):
-            if self.pending:
-                heapq.heappush(self.heap, self._start(time, slot))
+            line = self.pending.first(self.free_mb[node])
+            if line >= 0:
+                heapq.heappush(self.heap, self._start(time, slot, line))
             else:
                 self._rest(time, slot)
         if self.cluster.preemptions_per_hour > 0:
@@ -360,7 +305,8 @@ class _Run:
                 self.lost_executions += 1
             else:  # it still waited for the driver
                 self.driver_wait -= begin - time
-            self.pending.append((max(time, begin), task))
+            self.pending.add(max(time, begin), task, again=True)
+        self.idle_nodes.pop(node, None)
         self._feed_idle(time)
         if self.pending and not self.replaced[node]:
             self._launch(time)

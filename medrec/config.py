@@ -175,7 +175,12 @@ class FeatureRunConfig(Frozen):
         "null means all",
     )
     resources: Resources = Resources()
-    max_in_flight: PositiveInt = 64
+    max_in_flight: PositiveInt | None = Field(
+        None, description="pieces of work submitted at a time; null: twice what the cluster holds"
+    )
+    interrupt_grace_s: NonNegativeFloat = Field(
+        10.0, description="after Ctrl-C, seconds that running calculations have to finish"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +49,11 @@ VOCABULARY_FILE = "vocabulary.json"
 # --------------------------------------------------------------------------- runs
 
 
+def _alone(run: Run) -> AbstractContextManager[None]:
+    """Nothing goes on beside the training of a run."""
+    return nullcontext()
+
+
 def run_training(
     config: TrainConfig,
     cohort: Cohort,
@@ -57,6 +63,7 @@ def run_training(
     pretrained: Run | None = None,
     concepts: ConceptTable | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    during: Callable[[Run], AbstractContextManager[None]] = _alone,
 ) -> Run:
     """Train one recommender in its run folder, or find it finished there.
 
@@ -70,6 +77,8 @@ def run_training(
         Discrete codes of the cohort's concepts, for models that read them.
     on_epoch : callable, optional
         Called with each epoch's row, for progress.
+    during : callable, optional
+        Gives a context around the work on a run that is not finished yet.
     """
     if not uses_molecules(config):
         features = pretrained = None  # they would not change the result, so not the name either
@@ -83,7 +92,7 @@ def run_training(
     if run.is_finished:
         return run
     seeds = {"torch": config.seed, "split": cohort.config.split_seed}
-    with run.recording(seeds=seeds), cpu_threads(config.threads):
+    with run.recording(seeds=seeds), during(run), cpu_threads(config.threads):
         start = time.perf_counter()
         torch.manual_seed(config.seed)
         data = fit_context(config, learning_data_of(config, cohort, features, concepts))

@@ -25,8 +25,10 @@ from orchestration.cli_jobs import jobs_app
 from orchestration.cli_molecules import molecules_app
 from orchestration.cli_records import records_app
 from orchestration.cli_replicate import replicate
+from orchestration.cli_search import tune
 from orchestration.cli_spot import spot_app
 from orchestration.cli_study import study
+from orchestration.cli_sweep import sweep_report
 from orchestration.cli_synth import synth_app
 from orchestration.console import Terminal, frame_table, pairs_table
 from orchestration.job_request import use_job_environment
@@ -159,29 +161,7 @@ def pretrain(
     stages.show_run(run)
 
 
-@app.command()
-def tune(
-    config: ConfigArgument,
-    cohort: CohortOption,
-    features: FeaturesOption = None,
-    concepts: ConceptsOption = None,
-    home: HomeOption = DEFAULT_HOME,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Search hyper-parameters with Ray Tune and Optuna; the same command resumes a search."""
-    from medrec.config import TuneConfig
-    from medrec.loading import load_config
-
-    stages = open_stages(home, as_json, quiet)
-    run = stages.tune(
-        load_config(config, TuneConfig, overrides or ()),
-        stages.cohort(cohort),
-        stages.features(features),
-        stages.concepts(concepts),
-    )
-    stages.show_trials(run)
+app.command()(tune)
 
 
 @app.command()
@@ -227,6 +207,7 @@ app.command()(cross)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(frontier)
+app.command("sweep-report")(sweep_report)
 
 
 @app.command()

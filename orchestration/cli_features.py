@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from medrec.runs import STORE_VARIABLE, Home
 from orchestration.console import Terminal, frame_table, pairs_table
 from orchestration.options import (
     DEFAULT_HOME,
@@ -18,8 +19,15 @@ from orchestration.options import (
     open_stages,
 )
 from quantum.base import InputError
+from quantum.store import StoreLike, is_url, open_store
 
 features_app = typer.Typer(help="Conformers, DFT and ELF features of drugs.", no_args_is_help=True)
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store", envvar=STORE_VARIABLE, help="Folder or s3:// URL, in place of the home's store."
+    ),
+]
 CohortsOption = Annotated[
     list[str],
     typer.Option("--cohort", help="Cohort name, as `prepare` printed; may be given again."),
@@ -36,6 +44,10 @@ def features_run(
         list[str] | None, typer.Option(help="Try failures of this kind again.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="CPU cores for Ray; default all.")] = None,
+    export_every: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds between exports of what is there while work goes on."),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -49,8 +61,52 @@ def features_run(
         [stages.cohort(name) for name in cohort],
         retry=tuple(retry or ()),
         workers=workers,
+        export_every_s=export_every,
     )
     stages.show_features(table)
+
+
+@features_app.command("export")
+def features_export(
+    config: ConfigArgument,
+    cohort: CohortsOption,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export what is there now, also while a `features run` is at work elsewhere."""
+    from medrec.config import FeatureRunConfig
+    from medrec.loading import load_config
+    from medrec.molecules.features import FeatureTable
+    from orchestration.features import export_now
+
+    stages = open_stages(home, as_json)
+    settings = load_config(config, FeatureRunConfig, overrides or ())
+    folder = export_now(settings, [stages.cohort(name) for name in cohort], stages.home)
+    stages.show_features(FeatureTable.load(folder))
+
+
+@features_app.command("attempts")
+def features_attempts(
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Write every single attempt here.")
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Count what was tried in this home, by stage and kind of failure, with core-hours."""
+    from medrec.runs import Home
+    from orchestration.ledger import LEDGER, Ledger
+
+    path = Home(home).root / LEDGER
+    if not path.exists():
+        raise InputError(f"nothing was computed in {home}: there is no {LEDGER}")
+    ledger = Ledger(path)
+    summary = ledger.summary()
+    if csv is not None:
+        ledger.table().to_csv(csv, index=False)
+    ledger.close()
+    Terminal(as_json=as_json).result(summary.to_dict("records"), frame_table(summary, "attempts"))
 
 
 @features_app.command("status")
@@ -73,9 +129,14 @@ def features_status(
 
 
 @features_app.command("verify")
-def features_verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+def features_verify(
+    store: StoreOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """Recompute every digest in the store; exit code 6 if one does not match."""
-    open_stages(home, as_json).verify_store()
+    open_stages(home, as_json, quiet).verify_store(store)
 
 
 @features_app.command("add")
@@ -187,20 +248,46 @@ def features_encode(
 
 @features_app.command("merge")
 def features_merge(
-    other: Annotated[Path, typer.Argument(help="Home folder whose store is brought in.")],
+    source: Annotated[
+        str, typer.Argument(help="What is brought in: a home folder, a store's folder or URL.")
+    ],
+    store: StoreOption = None,
     keep_mine: Annotated[
         bool, typer.Option("--keep-mine", help="Where numbers differ, keep this store's.")
     ] = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Bring what another machine computed into this store; refuse if numbers differ."""
-    from medrec.runs import Home
     from quantum.merge import merge_stores
-    from quantum.store import Store
 
-    source = Home(other).store
-    if not (source / "store.json").exists():
-        raise InputError(f"no store in {other}; expected a home folder of medrec")
-    report = merge_stores(Store(source), Store(Home(home).store), keep_mine=keep_mine)
-    Terminal(as_json=as_json).result(vars(report), pairs_table(vars(report).items()))
+    stages = open_stages(home, as_json, quiet)
+    theirs = open_existing(source)
+    mine = stages.home.open_store() if store is None else open_store(store)
+    with stages.terminal.progress("merge", None) as step:
+        report = merge_stores(
+            theirs,
+            mine,
+            keep_mine=keep_mine,
+            progress=lambda done, total: step.at(done, total),
+        )
+    stages.terminal.result(vars(report), pairs_table(vars(report).items()))
+
+
+def open_existing(source: str) -> StoreLike:
+    """Open a store by its home folder, its own folder or its URL; a folder must hold one.
+
+    Raises
+    ------
+    InputError
+        If there is no store in the folder.
+    """
+    if is_url(source):
+        return open_store(source, make=False)
+    for folder in (Home(Path(source)).store, Path(source)):
+        if (folder / "store.json").exists():
+            return open_store(folder, make=False)
+    raise InputError(
+        f"no store in {source}; expected a home folder of medrec, a store's folder or its URL"
+    )

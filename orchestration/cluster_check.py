@@ -20,7 +20,8 @@ from orchestration.cluster_workloads import (
     MARKETS,
     POOLS,
     WORKLOADS,
-    overcommitted,
+    amount,
+    idle_cores,
     serving,
     slots,
     unmet,
@@ -109,13 +110,14 @@ def _workload_rows(described: ClusterFile) -> list[dict[str, Any]]:
     rows = []
     for name in described.workloads:
         workload = WORKLOADS[name]
-        asked = ", ".join(f"{value:g} {key}" for key, value in workload.resources.items())
+        asked = ", ".join(amount(key, value) for key, value in workload.resources.items())
         able = serving(workload, described.pools)
         rows.append(
             {
                 "workload": name,
                 "what": workload.what,
                 "asks Ray for": asked + (f" x {workload.count}" if workload.count > 1 else ""),
+                "first in": workload.pool or "",
                 "pools (tasks per machine)": ", ".join(
                     f"{pool.name} ({slots(workload, pool)})" for pool in able
                 ),
@@ -177,6 +179,36 @@ def cores_are_stated(described: ClusterFile) -> Iterator[str]:
     for pool in described.pools:
         if not pool.is_head and "CPU" not in pool.resources:
             yield f"pool {pool.name} does not state its CPUs: Ray would count hardware threads"
+
+
+def memory_is_stated(described: ClusterFile) -> Iterator[str]:
+    """Pools that grow say how much memory a machine has: the autoscaler takes none as 0."""
+    if described.kind not in ("ray up", "KubeRay") or described.cloud == "local":
+        return
+    for pool in described.pools:
+        if not pool.is_head and "memory" not in pool.resources:
+            yield (
+                f"pool {pool.name} does not state its memory: no machine of it would be started "
+                "for a task that asks for memory"
+            )
+
+
+def local_head_starts_workers(described: ClusterFile) -> Iterator[str]:
+    """Own machines are launched by the autoscaler that can do it, under the head's own address."""
+    if described.cloud != "local":
+        return
+    for side, start in _sides(described, "head"):
+        if start.setting("RAY_enable_autoscaler_v2") != "0":
+            yield (
+                f"{side} start does not set RAY_enable_autoscaler_v2=0: with provider 'local' "
+                "Ray's autoscaler v2 loses the head and starts one worker at most"
+            )
+        address = start.flag("--node-ip-address")
+        if described.head_ip is not None and address != described.head_ip:
+            yield (
+                f"{side} start: --node-ip-address is {address or 'missing'}, provider.head_ip is "
+                f"{described.head_ip}: Ray may choose another network, which workers do not find"
+            )
 
 
 def threads_not_inherited(described: ClusterFile) -> Iterator[str]:
@@ -329,21 +361,23 @@ def shared_home(described: ClusterFile) -> Iterator[str]:
 
 
 def workloads_fit(described: ClusterFile) -> Iterator[str]:
-    """Each workload has a pool that can run it, and no pool runs out of memory by design."""
+    """Each workload has a pool that can run it, and the cores of its own pool find work."""
     for name in described.workloads:
         reason = unmet(WORKLOADS[name], described.pools)
         if reason:
             yield f"workload '{name}' {reason}"
         for pool in described.pools:
-            excess = overcommitted(WORKLOADS[name], pool)
-            if excess:
-                yield f"pool {pool.name}: {excess}"
+            waste = idle_cores(WORKLOADS[name], pool)
+            if waste:
+                yield f"pool {pool.name}: {waste}"
 
 
 RULES: tuple[Rule, ...] = (
     ray_version,
     head_runs_no_tasks,
     cores_are_stated,
+    memory_is_stated,
+    local_head_starts_workers,
     threads_not_inherited,
     drains_before_it_goes,
     unit_lets_ray_drain,

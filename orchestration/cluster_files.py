@@ -52,6 +52,8 @@ class ClusterFile:
         Where a cap on machines or time is missing.
     stop_grace_s : float, optional
         Seconds that a service manager waits after SIGTERM.
+    head_ip : str, optional
+        Address of the head, where a launcher file states it.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class ClusterFile:
     uncapped: tuple[str, ...] = ()
     ray_versions: tuple[str, ...] = ()
     stop_grace_s: float | None = None
+    head_ip: str | None = None
 
     @property
     def head(self) -> Pool | None:
@@ -200,6 +203,7 @@ def _read_launcher(path: Path, text: str, tree: dict[str, Any]) -> ClusterFile:
         starts=starts,
         workloads=_workloads(path, text),
         uncapped=() if cloud == "local" else _uncapped_types(tree),
+        head_ip=prepared["provider"].get("head_ip"),
     )
 
 

@@ -48,7 +48,8 @@ def pool_of_start(
     )
     for name, option in (("CPU", "--num-cpus"), ("GPU", "--num-gpus"), ("memory", "--memory")):
         value = start.flag(option)
-        if value is not None:
+        # what a shell computes is known on the machine alone
+        if value is not None and not value.startswith("$"):
             resources[name] = float(value)
     pairs = (start.flag("--labels") or "").split(",")
     labels = dict(pair.split("=", 1) for pair in pairs if "=" in pair)

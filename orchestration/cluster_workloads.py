@@ -5,6 +5,7 @@ The numbers are those of the shipped configurations under ``configs/``; a test h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,8 @@ from medrec.config import ScalingConfig
 from quantum.schema import Resources
 
 MIB = 2**20
-# what `quantum.child` lets a calculation map on top of its memory limit
-CHILD_EXTRA_MB = 2000
 DFT = Resources(threads=1, memory_mb=9000)  # the standard level
+SEARCH_GPU_SHARE = 0.25  # four trials of a search on one GPU
 GPU_FIT = ScalingConfig(num_workers=1, use_gpu=True, cpus_per_worker=4)
 CPU_FIT = ScalingConfig(num_workers=2, use_gpu=False, cpus_per_worker=1)
 
@@ -51,9 +51,9 @@ class Workload:
     Parameters
     ----------
     resources : dict of str to float
-        What Ray is asked for, per task.
-    memory_mb : float
-        What a task may take. Ray is not told: its schedulers count cores only.
+        What Ray is asked for, per task; memory in bytes.
+    pool : str, optional
+        Label of the pool that Ray takes while there is room in it; then any other will do.
     count : int
         Tasks that must run at the same time.
     """
@@ -61,7 +61,7 @@ class Workload:
     name: str
     what: str
     resources: dict[str, float]
-    memory_mb: float = 0.0
+    pool: str | None = None
     count: int = 1
 
 
@@ -72,49 +72,70 @@ def _fit(name: str, what: str, scaling: ScalingConfig) -> Workload:
     return Workload(name, what, resources, count=scaling.num_workers)
 
 
+def _stage(name: str, what: str, resources: Resources) -> Workload:
+    """The most that a stage asks for: small molecules ask for the memory they are to need."""
+    memory = resources.memory_mb * MIB
+    return Workload(name, what, {"CPU": resources.threads, "memory": memory}, pool=name)
+
+
 WORKLOADS: dict[str, Workload] = {
     item.name: item
     for item in (
         Workload("driver", "a submitted command, with its Train and Tune", {"driver": 1}),
-        Workload("conformers", "conformers of one molecule", {"CPU": 1}, Resources().memory_mb),
-        Workload(
-            "dft",
-            "SCF and ELF of one molecule",
-            {"CPU": DFT.threads},
-            DFT.memory_mb + CHILD_EXTRA_MB,
-        ),
+        _stage("conformers", "conformers of one molecule", Resources()),
+        _stage("dft", "SCF and ELF of one molecule", DFT),
         Workload("libraries", "encoding a slice of a molecule library", {"CPU": 1}),
         Workload("recommenders", "training one recommender", {"CPU": 1}),
         _fit("pretrain-cpu", "pre-training workers without GPU", CPU_FIT),
         _fit("pretrain-gpu", "pre-training and property models on GPUs", GPU_FIT),
         Workload("tune", "one trial of a search", {"CPU": 1}),
+        Workload(
+            "tune-gpu",
+            "one trial of a search on a share of a GPU",
+            {"CPU": 1, "GPU": SEARCH_GPU_SHARE},
+        ),
     )
 }
+
+
+def amount(name: str, value: float) -> str:
+    """A resource as it is read: memory in MiB, the rest by its name."""
+    return f"{value / MIB:,.0f} MiB" if name == "memory" else f"{value:g} {name}"
 
 
 def obstacle(workload: Workload, pool: Pool) -> str | None:
     """Why a pool's machine can never run a task; None if it can."""
     for name, wanted in workload.resources.items():
-        there = pool.resources.get(name, 0)
+        there = _there(pool, name)
         if there < wanted:
-            return f"needs {wanted:g} {name}, has {there:g}"
-    memory = pool.resources.get("memory")
-    if memory is not None and memory < workload.memory_mb * MIB:
-        return f"needs {workload.memory_mb:,.0f} MiB, has {memory / MIB:,.0f}"
+            return (
+                f"needs {amount(name, wanted)}, has {amount(name, there).removesuffix(' ' + name)}"
+            )
     return None
 
 
+def _there(pool: Pool, name: str) -> float:
+    """What a machine has; memory that the file leaves to Ray to find is taken to be enough."""
+    return pool.resources.get(name, math.inf if name == "memory" else 0)
+
+
 def slots(workload: Workload, pool: Pool) -> int:
-    """Tasks that Ray starts on one machine of a pool; memory does not count, as Ray is not told."""
+    """Tasks that Ray starts on one machine of a pool."""
     if obstacle(workload, pool):
         return 0
-    shares = (pool.resources[name] // wanted for name, wanted in workload.resources.items())
-    return int(min(shares))
+    shares = (_there(pool, name) / wanted for name, wanted in workload.resources.items())
+    return math.floor(min(shares) + 1e-9)
 
 
 def serving(workload: Workload, pools: Sequence[Pool]) -> list[Pool]:
-    """Pools that can run a workload."""
-    return [pool for pool in pools if obstacle(workload, pool) is None]
+    """Pools that can run a workload, those of its own label first."""
+    able = [pool for pool in pools if obstacle(workload, pool) is None]
+    return sorted(able, key=lambda pool: not is_own(workload, pool))
+
+
+def is_own(workload: Workload, pool: Pool) -> bool:
+    """Tell whether a workload asks for this pool first."""
+    return workload.pool is not None and pool.labels.get("pool") == workload.pool
 
 
 def unmet(workload: Workload, pools: Sequence[Pool]) -> str | None:
@@ -127,29 +148,28 @@ def unmet(workload: Workload, pools: Sequence[Pool]) -> str | None:
             return None
         return f"needs {workload.count} at a time; at most {room} fit into {_names(able)}"
     for name, wanted in workload.resources.items():
-        most = max((pool.resources.get(name, 0) for pool in pools), default=0)
+        most = max((_there(pool, name) for pool in pools), default=0)
         if most == 0:
-            return f"needs {wanted:g} {name}; no pool has one"
+            return f"needs {amount(name, wanted)}; no pool has one"
         if most < wanted:
-            return f"needs {wanted:g} {name} on one machine; the largest pool has {most:g}"
+            largest = amount(name, most).removesuffix(f" {name}")
+            return f"needs {amount(name, wanted)} on one machine; the largest pool has {largest}"
     reasons = [f"{pool.name} {obstacle(workload, pool)}" for pool in pools if not pool.is_head]
     return "no pool can run it: " + "; ".join(reasons)
 
 
-def overcommitted(workload: Workload, pool: Pool) -> str | None:
-    """Tell if a machine's cores start more tasks than its memory holds.
-
-    Machines with GPUs are left out: Ray puts tasks without GPUs there last.
-    """
-    memory = pool.resources.get("memory")
-    if memory is None or pool.resources.get("GPU") or not workload.memory_mb:
+def idle_cores(workload: Workload, pool: Pool) -> str | None:
+    """Tell if a pool meant for a workload has cores that its memory leaves without a task."""
+    if not is_own(workload, pool) or not slots(workload, pool):
         return None
-    started, held = slots(workload, pool), int(memory // (workload.memory_mb * MIB))
-    if started <= held:
+    cores, per_task = pool.resources["CPU"], workload.resources["CPU"]
+    idle = cores - slots(workload, pool) * per_task
+    if idle < per_task:
         return None
+    wanted = amount("memory", workload.resources["memory"])
     return (
-        f"{started} '{workload.name}' tasks start on one machine, its memory holds {held} "
-        f"({workload.memory_mb:,.0f} MiB each); give fewer CPUs or more memory"
+        f"memory holds {slots(workload, pool)} '{workload.name}' tasks ({wanted} each), so "
+        f"{idle:g} of {cores:g} cores would idle; give fewer CPUs or more memory"
     )
 
 

@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from medrec.runs import Home
 from quantum.base import available_cores, machine, package_versions
+
+if TYPE_CHECKING:
+    from orchestration.nodes import NodeFacts
 
 Level = Literal["ok", "optional", "problem"]
 
@@ -168,6 +172,45 @@ def _threads() -> Check:
     if value is None:
         return Check("OMP_NUM_THREADS", "ok", "not set; each task sets its own threads")
     return Check("OMP_NUM_THREADS", "ok", f"{value}; tasks set their own threads regardless")
+
+
+def examine_cluster(home: Home) -> list[Check]:
+    """Join the cluster that ``MEDREC_RAY_ADDRESS`` names, or start one, and look at its nodes.
+
+    Raises
+    ------
+    TransientError
+        If the cluster does not answer.
+    """
+    from orchestration.cluster import ensure_ray
+    from orchestration.nodes import inspect_nodes, this_process
+
+    found = inspect_nodes(ensure_ray(), with_psi4=True, store=home.store)
+    return node_checks(this_process(), found)
+
+
+def node_checks(here: NodeFacts, nodes: Sequence[NodeFacts]) -> list[Check]:
+    """One line for each node; what differs from ``here`` is a problem."""
+    return [_node(here, facts) for facts in nodes]
+
+
+def _node(here: NodeFacts, facts: NodeFacts) -> Check:
+    from orchestration.nodes import differences
+
+    what = f"node {facts.name}"
+    if facts.problem:
+        return Check(what, "problem", facts.problem, "look at Ray's logs on that machine")
+    found = (
+        f"{facts.cpus:g} CPU for tasks, {facts.cores} cores, {facts.memory_gib or '?'} GiB, "
+        f"{facts.free_gib:g} GiB free for temporary files, Psi4 {facts.psi4 or 'missing'}, "
+        f"medrec {facts.version}"
+    )
+    wrong = differences(here, facts)
+    if facts.sees_store is False:
+        wrong.append("does not see the home folder")
+    if facts.free_gib is not None and facts.free_gib < 2:
+        wrong.append(f"{facts.free_gib:.1f} GiB free for temporary files: 2 GiB needed")
+    return Check(what, "problem" if wrong else "ok", found, "; ".join(wrong))
 
 
 def as_rows(checks: list[Check]) -> list[dict[str, Any]]:

@@ -2,15 +2,21 @@
 
 Every molecule gets a conformer. SCF and ELF are for those that the budget selects, cheapest first,
 by prediction and not by clock, so that the same request selects the same molecules everywhere. The
-others stay without: the exported table has a mask, and models have a learned vector for them.
+others stay without: the exported table has a mask, and models have a learned vector for them. How
+the work is cut is in `orchestration.graph`, how it is driven in `orchestration.precompute`.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,17 +25,26 @@ from medrec.data.cohort import Cohort
 from medrec.data.schema import Vocabulary, data_root
 from medrec.molecules.drugs import build_drug_molecules
 from medrec.runs import Home
-from orchestration.cluster import check_shared, ensure_ray
+from orchestration.cluster import ADDRESS_VARIABLE, check_shared, ensure_ray
 from orchestration.console import Terminal
-from orchestration.tasks import RayExecutor
-from quantum.child import run_in_child
+from orchestration.drivers import driver_name, term_is_interruption
+from orchestration.graph import conformer_batches, pieces_of
+from orchestration.head import check_head
+from orchestration.ledger import LEDGER, Ledger
+from orchestration.nodes import NodeRoster, check_nodes
+from orchestration.precompute import ATTEMPTS, Driver, with_history
+from orchestration.tally import Settings, Tally, explain
+from orchestration.tasks import MIB, RayPool
+from quantum.base import MedrecError
 from quantum.cost import n_basis_functions, predicted_cpu_s, select_within_budget
 from quantum.export import Atlas, export_features
 from quantum.molecule import Species
-from quantum.pipeline import Outcome, Task, compute_features, plan, run_many, status, wanted
-from quantum.schema import Resources
-from quantum.store import Store
+from quantum.pipeline import Task, plan, status, wanted
+from quantum.store import StoreLike, is_url
 
+# demand that a cluster which grows sees, so that it need not grow in many small steps
+_WINDOW_WHEN_GROWING = 2048
+_LOOK_EVERY_S = 5.0
 ATLAS = "atlas"  # folder of the shipped feature table, under the data root
 
 
@@ -53,20 +68,21 @@ def load_atlas(config: FeatureRunConfig) -> Atlas:
 def make_tasks(
     config: FeatureRunConfig, species: tuple[Species, ...], atlas: Atlas
 ) -> tuple[list[Task], list[Task]]:
-    """Conformer tasks for all, full tasks for those within the budget (largest first).
+    """Full tasks for those within the budget (largest first), conformer tasks for the others.
 
     What the atlas holds costs nothing and is not computed.
     """
     spec = config.pipeline
-    conformers = [
-        Task(species=item, spec=spec, stages=("conformer",))
-        for item in species
-        if plan(item, spec)["conformer"] not in atlas.conformers
-    ]
     others = [item for item in species if plan(item, spec)["features"] not in atlas.vectors]
     chosen = select_within_budget(
         others, spec.calculation, config.scf_budget_cpu_s, config.max_atoms
     )
+    within = set(chosen)
+    conformers = [
+        Task(species=item, spec=spec, stages=("conformer",))
+        for item in species
+        if item not in within and plan(item, spec)["conformer"] not in atlas.conformers
+    ]
     return conformers, [Task(species=item, spec=spec) for item in chosen]
 
 
@@ -77,6 +93,7 @@ def run_features(
     terminal: Terminal,
     retry: tuple[str, ...] = (),
     workers: int | None = None,
+    export_every_s: float | None = None,
 ) -> Path:
     """Compute what is missing and export the table.
 
@@ -86,6 +103,8 @@ def run_features(
         Kinds of recorded failures to try again.
     workers : int, optional
         Cores of a local cluster.
+    export_every_s : float, optional
+        Also export what is there while the work goes on, under the name ``NAME_partial``.
 
     Returns
     -------
@@ -93,15 +112,85 @@ def run_features(
         Folder of the exported table. Ray starts only if there is work.
     """
     species, atlas = cohort_species(cohorts), load_atlas(config)
-    conformers, full = make_tasks(config, species, atlas)
-    store = Store(home.store)
-    in_process = partial(_in_process, root=home.store.resolve(), resources=config.resources)
-    in_child = partial(run_in_child, store_root=home.store.resolve(), resources=config.resources)
-    _run_phase("conformers", conformers, in_process, store, config, 1, terminal, retry, workers)
-    threads = config.resources.threads
-    _say_estimate(config, wanted(full, store, retry), terminal)
-    _run_phase("DFT and ELF", full, in_child, store, config, threads, terminal, retry, workers)
+    store = home.open_store()
+    export = partial(export_features, species, config.pipeline, store, home.features)
+    partly = PartialExport(export, config.name, atlas, export_every_s, terminal)
+    compute(config, make_tasks(config, species, atlas), home, terminal, retry, workers, partly)
+    folder = export(config.name, atlas)
+    partly.close()
+    return folder
+
+
+def export_now(config: FeatureRunConfig, cohorts: Sequence[Cohort], home: Home) -> Path:
+    """Export what the store holds; nothing is computed."""
+    species = cohort_species(cohorts)
+    atlas, store = load_atlas(config), home.open_store()
     return export_features(species, config.pipeline, store, home.features, config.name, atlas)
+
+
+def compute(
+    config: FeatureRunConfig,
+    tasks: tuple[list[Task], list[Task]],
+    home: Home,
+    terminal: Terminal,
+    retry: tuple[str, ...] = (),
+    workers: int | None = None,
+    on_tick: Callable[[], None] = lambda: None,
+) -> Tally:
+    """Work on tasks for conformers and full tasks until each is done or has failed for good."""
+    store = home.open_store()
+    conformers, full = (wanted(part, store, retry, ATTEMPTS) for part in tasks)
+    for label, left, part in zip(
+        ("conformers alone", "DFT and ELF"), (conformers, full), tasks, strict=True
+    ):
+        if part:
+            present = len(part) - len(left)
+            terminal.say(f"{label}: {present} of {len(part)} present or failed before")
+    if not conformers and not full:
+        return Tally()
+    _say_estimate(config, full, terminal)
+    ray = ensure_ray(workers)
+    if not is_url(store.location):
+        check_shared(ray, Path(store.location))
+    machines, pool = Machines(ray, config), RayPool(ray)
+    watch = Watch(machines, pool, config, store, terminal, on_tick)
+    ledger = Ledger(home.root / LEDGER, driver_name())
+    pieces = [pieces_of(task, config.resources) for task in full]
+    pieces += conformer_batches(conformers, config.resources, machines.slots(1))
+    settings = Settings(
+        limits=config.resources,
+        window=machines.window,
+        most_memory_mb=machines.most_memory_mb,
+        retry=retry,
+        grace_s=config.interrupt_grace_s,
+    )
+    pieces = with_history(pieces, ledger, config.resources, retry)
+    try:
+        with terminal.progress("molecules", len(full) + len(conformers)) as step:
+            driver = Driver(
+                pool,
+                store,
+                ledger,
+                settings,
+                terminal.say,
+                on_step=lambda tally, note: step.at(tally.finished, tally.total, _note(tally)),
+                on_tick=watch,
+            )
+            with term_is_interruption():
+                tally = driver.run(pieces)
+    finally:
+        ledger.close()
+    for line in explain(tally):
+        terminal.warn(line) if not line.startswith(" ") else terminal.say(line)
+    return tally
+
+
+def _note(tally: Tally) -> str:
+    """Failures so far by kind."""
+    kinds: Counter[str] = Counter()
+    for (_, kind), count in tally.failed.items():
+        kinds[kind] += count
+    return ", ".join(f"{count} failed: {kind}" for kind, count in sorted(kinds.items()))
 
 
 def _say_estimate(config: FeatureRunConfig, tasks: list[Task], terminal: Terminal) -> None:
@@ -116,43 +205,132 @@ def _say_estimate(config: FeatureRunConfig, tasks: list[Task], terminal: Termina
     )
 
 
-def _in_process(task: Task, root: Path, resources: Resources) -> Outcome:
-    return compute_features(task, Store(root), resources)
+class Machines:
+    """What a cluster can hold, asked again as it grows.
+
+    Parameters
+    ----------
+    ray : module
+        Initialised.
+    """
+
+    def __init__(self, ray: Any, config: FeatureRunConfig) -> None:
+        self.ray, self.config = ray, config
+        self.is_local = ADDRESS_VARIABLE not in os.environ
+
+    def _nodes(self) -> list[dict[str, float]]:
+        alive = (node["Resources"] for node in self.ray.nodes() if node["Alive"])
+        return [resources for resources in alive if resources.get("CPU")]
+
+    def slots(self, cpus: float) -> int:
+        """Tasks of some cores that the machines hold."""
+        return sum(int(resources["CPU"] // cpus) for resources in self._nodes())
+
+    def window(self) -> int:
+        """Pieces in flight at most: what is running, and as much again so that nobody waits.
+
+        A joined cluster may be one that grows on demand, so it sees more demand than it has room.
+        """
+        if self.config.max_in_flight is not None:
+            return self.config.max_in_flight
+        twice = 2 * self.slots(1)
+        return max(4, twice) if self.is_local else max(_WINDOW_WHEN_GROWING, twice)
+
+    def most_memory_mb(self) -> float | None:
+        """Memory of the largest machine; None while there is none."""
+        return max((r.get("memory", 0) / MIB for r in self._nodes()), default=None)
 
 
-def _run_phase(
-    label: str,
-    tasks: list[Task],
-    function: Callable[[Task], Outcome],
-    store: Store,
-    config: FeatureRunConfig,
-    cpus: int,
-    terminal: Terminal,
-    retry: tuple[str, ...],
-    workers: int | None,
-) -> None:
-    left = wanted(tasks, store, retry)
-    terminal.say(f"{label}: {len(tasks) - len(left)} of {len(tasks)} present or failed before")
-    if not left:
-        return
-    ray = ensure_ray(workers)
-    check_shared(ray, store.root)
-    executor = RayExecutor(ray, cpus, config.max_in_flight)
-    with terminal.progress(label, len(left)) as step:
-        outcomes = run_many(
-            left, function, executor, lambda task, outcome: step.advance(task.species.formula)
-        )
-    failed = [item for item in outcomes if item.status == "failed"]
-    for (stage, kind), count in sorted(Counter((f.stage, f.kind) for f in failed).items()):
-        terminal.warn(f"{count} species failed at {stage or label}: {kind}")
-    for outcome in failed[:3]:
-        terminal.say(f"  for example: {outcome.message[:300]}")
+class Watch:
+    """Looks at the nodes and the head of a joined cluster while work goes on.
+
+    Raises
+    ------
+    MedrecError
+        When made: if the nodes cannot do this work, see `orchestration.nodes.check_nodes`.
+    """
+
+    def __init__(
+        self,
+        machines: Machines,
+        pool: RayPool,
+        config: FeatureRunConfig,
+        store: StoreLike,
+        terminal: Terminal,
+        then: Callable[[], None],
+    ) -> None:
+        self.pool, self.terminal, self.then = pool, terminal, then
+        self._looked = time.monotonic()
+        self._roster: NodeRoster | None = None
+        if not machines.is_local:
+            need_psi4 = config.pipeline.calculation.backend == "psi4"
+            folder = None if is_url(store.location) else Path(store.location)
+            self._roster = check_nodes(machines.ray, need_psi4, folder)
+            pool.exclude(self._roster.excluded)
+
+    def __call__(self) -> None:
+        """Take what nodes that joined have answered; stop if the head is lost."""
+        check_head()
+        if self._roster is not None and time.monotonic() - self._looked > _LOOK_EVERY_S:
+            self._looked = time.monotonic()
+            for line in self._roster.update():
+                self.terminal.warn(line)
+            self.pool.exclude(self._roster.excluded)
+        self.then()
+
+
+class PartialExport:
+    """Exports what the store holds every so often, beside the work.
+
+    Parameters
+    ----------
+    export : callable
+        Takes a name and an atlas, returns a folder.
+    """
+
+    def __init__(
+        self,
+        export: Callable[[str, Atlas], Path],
+        name: str,
+        atlas: Atlas,
+        every_s: float | None,
+        terminal: Terminal,
+    ) -> None:
+        self.export, self.name, self.atlas = export, f"{name}_partial", atlas
+        self.every_s, self.terminal = every_s, terminal
+        self._last, self._thread = time.monotonic(), threading.Thread()
+        self.folder: Path | None = None
+
+    def __call__(self) -> None:
+        """Start an export if it is time and none is under way."""
+        if self.every_s is None or self._thread.is_alive():
+            return
+        if time.monotonic() - self._last < self.every_s:
+            return
+        self._last = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            folder = self.export(self.name, self.atlas)
+        except (MedrecError, OSError) as error:
+            self.terminal.warn(f"no partial export: {error}")
+            return
+        if self.folder not in (None, folder):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder = folder
+        self.terminal.say(f"exported what is there: {folder.name}")
+
+    def close(self) -> None:
+        """Wait for an export under way and remove it: the whole one is there."""
+        if self._thread.is_alive():
+            self._thread.join()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def feature_status(config: FeatureRunConfig, cohorts: Sequence[Cohort], home: Home) -> pd.DataFrame:
     """Present, failed by kind and missing, per stage; the atlas' molecules are not counted."""
     conformers, full = make_tasks(config, cohort_species(cohorts), load_atlas(config))
-    store = Store(home.store)
-    within = {task.species.key for task in full}
-    others = [task for task in conformers if task.species.key not in within]
-    return status([*full, *others], store)
+    return status([*full, *conformers], home.open_store())

@@ -26,6 +26,7 @@ from medrec.pretrain.tasks import pretrain_problem
 from medrec.properties.finetune import evaluate_property, property_problem
 from medrec.runs import Home, Run, RunKind
 from orchestration.cluster import ADDRESS_VARIABLE
+from orchestration.tracking import tracking
 from orchestration.workers import (
     MakeState,
     Pace,
@@ -160,7 +161,8 @@ def run_fit(
     if run.is_finished:
         return run
     scaling = config.scaling
-    with run.recording(seeds={"torch": config.task.fit.seed}, scaling=scaling.model_dump()):
+    seeds = {"torch": config.task.fit.seed}
+    with run.recording(seeds=seeds, scaling=scaling.model_dump()), tracking(run):
         problem = job.problem()
         listener = _Listener(on_step, config.task.fit.epochs, _steps_of(problem, config.task))
         if runs_here(scaling):

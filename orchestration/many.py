@@ -71,6 +71,7 @@ def run_job(job: Job) -> str:
     from medrec.data.cohort import Cohort
     from medrec.molecules.features import FeatureTable
     from medrec.training import run_training
+    from orchestration.tracking import tracking
 
     features = FeatureTable.load(Path(job.features)) if job.features else None
     pretrained = Run.load(Path(job.pretrained)) if job.pretrained else None
@@ -82,6 +83,7 @@ def run_job(job: Job) -> str:
         features=features,
         pretrained=pretrained,
         concepts=concepts,
+        during=tracking,
     )
     return run.name
 

@@ -6,35 +6,42 @@ own, which alone looks at the test part, once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from medrec.config import Objective, PropertyRunConfig, PropertyTuneConfig
 from medrec.config_molecules import PropertyConfig
+from medrec.fitting import choose_device
 from medrec.library.arrays import MoleculeLibrary
 from medrec.pretrain.encoders import build_encoder
-from medrec.pretrain.problem import State
+from medrec.pretrain.engine import MakeState, fit
+from medrec.pretrain.problem import Problem, State
 from medrec.properties.finetune import property_problem
 from medrec.runs import Home, Run
 from orchestration.console import Terminal, frame_table, pairs_table
-from orchestration.fits import property_trial, run_fit, start_state
+from orchestration.fits import run_fit, start_state
 from orchestration.molecules import RESEARCH_ONLY
 from orchestration.search import (
     TRIALS,
     Params,
     Search,
+    SearchRequest,
     TrialLog,
+    at_work,
+    check_sampler,
+    is_complete,
+    open_search,
     open_study,
+    records,
     run_trials,
     search_report,
 )
-from quantum.base import ConfigError, InputError, write_text_atomic
+from orchestration.search_export import BEST, check_pick, command_for, export_best, trials_tables
+from quantum.base import ConfigError, InputError
 
-BEST = "best.yaml"
 SIZE = Objective(metric="parameters", mode="min")
 _TEST_COLUMNS = ("target", "unit", "metric", "value", "low", "high", "n")
 
@@ -45,6 +52,8 @@ def tune_properties(
     home: Home,
     terminal: Terminal,
     start: Run | None = None,
+    request: SearchRequest = SearchRequest(),
+    pick: str | None = None,
 ) -> Run:
     """Search in a run folder, go on with a search of the same name, or find it finished.
 
@@ -52,13 +61,18 @@ def tune_properties(
     ----------
     start : Run, optional
         Whose encoder every trial starts from.
+    request : SearchRequest
+        Whether the search must be there, how many trials, from which searches it starts.
+    pick : str, optional
+        Objective that decides which trial is the best; the first one by default. Of a finished
+        search the choice stays.
 
     Returns
     -------
     Run
-        With ``trials.parquet``, ``best.yaml`` (a configuration for `orchestration.fits.run_fit`),
-        and in its report the best trials, the run of the best one and its test metrics. Of several
-        objectives the first, the validation score, decides which is best.
+        With ``trials.parquet``, ``trials_history.parquet``, ``best.yaml`` (a configuration for
+        `orchestration.fits.run_fit`), and in its report the best trials, the run of the best one
+        and its test metrics.
 
     Raises
     ------
@@ -67,14 +81,17 @@ def tune_properties(
     ResourceError, TransientError
         See `orchestration.search.run_trials`.
     """
-    key = config.model_copy(update={"max_concurrent": 1, "cpus_per_trial": 1})
+    if config.objectives:
+        check_sampler(config)
     inputs = {"library": library.digest} | ({"pretrained": start.digest} if start else {})
-    run = Run.open(home, "tune", config.name, key, inputs)
-    if run.is_finished:
+    run, warm = open_search(home, config, inputs, request)
+    if is_complete(run, config, request):
         return run
-    with run.recording(seeds={"optuna": config.seed, "torch": config.base.fit.seed}):
+    seeds = {"optuna": config.seed, "torch": config.base.fit.seed}
+    with at_work(run, seeds=seeds) as lease:
         state = None if start is None else start_state(start)
         config = with_objectives(config, library, state)
+        check_pick(config, pick)
         check_encoders(config, state)
         score = config.objectives[0].metric
         settings = {
@@ -83,21 +100,29 @@ def tune_properties(
             "start": None if start is None else str(start.folder.resolve()),
         }
         note = f"{score.removeprefix('valid_')} {{{score}:.4g}}"
-        search = Search(config, _trial, settings, _most_epochs(config), note)
-        with terminal.progress("tune", config.n_trials) as step:
-            table = run_trials(run, search, step.at)
-        number = _best_trial(table, config.objectives)
+        search = Search(config, _trial, settings, _most_epochs(config), note, warm)
+        with terminal.progress("tune", request.n_trials or config.n_trials) as step:
+            table = run_trials(run, search, lease, step.at, request)
+        number = export_best(run, config, table, pick, lambda task: PropertyRunConfig(task=task))
         params = open_study(run.folder, config).trials[number].params
         best = PropertyRunConfig(task=config.with_params(params))
-        _write_config(run.folder / BEST, best, f"trial {number} of {run.name}")
         with terminal.progress("finetune best", None) as step:
             fitted = run_fit(best, library, home, start, on_step=step.at)
         run.finish(
             {
-                **search_report(config, table),
+                **search_report(config, table, run.folder),
                 "best_trial": number,
                 "best_params": params,
                 "best_run": fitted.name,
+                "next": command_for(
+                    run.folder / BEST,
+                    ("molecules", "finetune"),
+                    {
+                        "library": library.folder.name,
+                        "pretrained": start.name if start else None,
+                        "home": str(home.root),
+                    },
+                ),
                 "test": fitted.report()["test"],
                 "notes": fitted.report()["notes"],
             }
@@ -109,8 +134,6 @@ def show_search(run: Run, terminal: Terminal) -> None:
     """Print all trials, the best one and its test metrics."""
     report = run.report()
     trials = pd.read_parquet(run.folder / TRIALS)
-    short = {"full_budget": "full", "number": "trial", "seconds": "s"}
-    shown = trials.rename(columns=lambda name: short.get(name, str(name).rsplit(".", 1)[-1]))
     facts = {
         "search": run.name,
         "best trial": report["best_trial"],
@@ -121,15 +144,16 @@ def show_search(run: Run, terminal: Terminal) -> None:
     terminal.result(
         {
             "run": run.name,
-            "trials": trials.to_dict("records"),
+            "trials": records(trials),
             "best_config": str(run.folder / BEST),
             **report,
             "note": RESEARCH_ONLY,
         },
-        frame_table(shown, f"trials of {run.name}"),
+        *trials_tables(run, trials, report),
         pairs_table(facts.items()),
         frame_table(pd.DataFrame(report["test"])[list(_TEST_COLUMNS)], "test part, best trial"),
         *(f"note: {note}" for note in report["notes"]),
+        *([f"next: {report['next']}"] if "next" in report else []),
         RESEARCH_ONLY,
     )
 
@@ -193,38 +217,49 @@ def _most_epochs(config: PropertyTuneConfig) -> int:
     return int(max(config.limits(path))) if path in config.space else config.base.fit.epochs
 
 
-# --------------------------------------------------------------------------- a trial, the best one
+# --------------------------------------------------------------------------- a trial
 
 
-def _trial(params: Params, settings: dict[str, Any]) -> None:
-    """Body of one trial."""
-    import torch
-
+def _trial(params: Params, settings: dict[str, Any], log: TrialLog) -> None:
+    """Body of one trial; the test part is not looked at."""
     search = PropertyTuneConfig.model_validate(settings["config"])
-    torch.set_num_threads(search.cpus_per_trial)
     config, score = search.with_params(params), search.objectives[0].metric
+    seed = {"seed": config.fit.seed + log.repeat}
+    config = config.model_copy(update={"fit": config.fit.model_copy(update=seed)})
     start = None if settings["start"] is None else start_state(Run.load(Path(settings["start"])))
     size = _encoder_parameters(config)
-    log = TrialLog(params, settings, config.fit.epochs)
 
-    def report(row: dict[str, Any]) -> None:
-        log.epoch(row["epochs"], {score: row["score"], SIZE.metric: size})
+    def report(best: float, epochs: int) -> None:
+        log.epoch(epochs, {score: best, SIZE.metric: size}, config.fit.epochs)
 
-    property_trial(config, MoleculeLibrary.load(Path(settings["library"])), report, start)
+    problem = property_problem(config, MoleculeLibrary.load(Path(settings["library"])), start)
+    device = choose_device("cuda" if search.gpus_per_trial else "cpu")
+    fit(problem, config.fit, reporter=_TrialReporter(problem, report), device=device)
+
+
+class _TrialReporter:
+    """Reports the best validation score so far; a trial keeps no checkpoints."""
+
+    def __init__(self, problem: Problem, report: Callable[[float, int], None]) -> None:
+        self.name, self.report = problem.score_name or "loss", report
+        self.better = max if problem.score_mode == "max" else min
+        self.best: float | None = None
+
+    def epoch(self, metrics: dict[str, Any], make_state: MakeState) -> None:
+        score = float(metrics[self.name])
+        self.best = score if self.best is None else self.better(self.best, score)
+        self.report(self.best, int(metrics["epoch"]) + 1)
+
+    def checkpoint(self, make_state: MakeState) -> None:
+        pass
+
+    def progress(self, epoch: int, step: int, n_steps: int, numbers: dict[str, float]) -> None:
+        pass
+
+    def wants_checkpoint(self) -> bool:
+        return False
 
 
 def _encoder_parameters(config: PropertyConfig) -> float:
     encoder = build_encoder(config.encoder, config.modality)
     return float(sum(item.numel() for item in encoder.parameters()))
-
-
-def _best_trial(table: pd.DataFrame, objectives: Sequence[Objective]) -> int:
-    """Number of the best trial by the first objective; of equal ones by the next."""
-    names = [item.metric for item in objectives]
-    ordered = table.sort_values(names, ascending=[item.mode == "min" for item in objectives])
-    return int(ordered["number"].iloc[0])
-
-
-def _write_config(path: Path, config: PropertyRunConfig, source: str) -> None:
-    tree = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    write_text_atomic(path, f"# {source}\n{tree}")

@@ -22,7 +22,7 @@ from quantum.molecule import Species, species_from_smiles
 from quantum.pipeline import Outcome, Task
 from quantum.schema import LEVELS, Resources
 from quantum.stages import box_of
-from quantum.store import Record, Store
+from quantum.store import Record
 
 _CUBES = ("elf", "rho", "lol", "esp", "gradient", "tau")
 _UNITS = ("_hartree", "_au")
@@ -76,12 +76,12 @@ def add_drug(
         f"(def2-SVP), about {estimate:.0f} CPU seconds at the level {level}"
     )
     start = time.perf_counter()
-    outcome = run_in_child(task, home.store.resolve(), resources)
+    store = home.open_store()
+    outcome = run_in_child(task, store.location, resources)
     if outcome.status == "failed":
         raise NewDrugError(
             f"{outcome.stage or 'calculation'} failed ({outcome.kind}): {outcome.message}"
         )
-    store = Store(home.store)
     scf, elf, features = (store.get(task.keys[stage]) for stage in ("scf", "elf", "features"))
     return NewDrug(task, outcome, scf, elf, features, time.perf_counter() - start)
 

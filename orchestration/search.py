@@ -2,41 +2,78 @@
 
 The Optuna study, a journal file in the run's folder, is the only record. To resume, no Ray state is
 restored: trials that a dead session left running are marked as failed and their parameters are
-queued again, and a fresh Tuner runs what is left. Pruning is the scheduler's job (ASHA); Optuna
-hears of final values only.
+queued again, and a fresh Tuner runs what is left. Pruning is the scheduler's job; Optuna hears of
+final values only. A lease keeps two sessions from working on one study.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import time
+import itertools
+import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.trial import TrialState
-from ray.tune import Callback
 
-from medrec.config import Choice, FloatRange, IntRange, SearchConfig
-from medrec.runs import Run
+from medrec.config import SearchConfig
+from medrec.runs import Home, Run
 from orchestration.cluster import check_shared, ensure_ray, require
-from quantum.base import ResourceError, TransientError
+from orchestration.search_journal import JOURNAL, repair_journal
+from orchestration.search_lease import Lease
+from orchestration.search_pbt import run_population
+from orchestration.search_schedulers import check_sampler
+from orchestration.search_session import OnTrial, run_session
+from orchestration.search_space import Params, to_distribution
+from orchestration.search_study import (
+    adopt_dead_trials,
+    check_wanted,
+    complete_trials,
+    earlier_trials,
+    open_study,
+    queue_grid,
+    raise_wanted,
+    wanted_trials,
+    warm_start,
+)
+from orchestration.search_tables import (
+    HISTORY,
+    TRIALS,
+    best_number,
+    history_table,
+    records,
+    trials_table,
+)
+from orchestration.search_trial import TrialLog, TrialPlan
+from orchestration.tracking import tracking
+from quantum.base import InputError, ResourceError, TransientError, digest
 
-OnTrial = Callable[[int, int, str], None]
-Params = dict[str, Any]
-TRIALS = "trials.parquet"
-_JOURNAL, _DETAILS = "study.journal", "trials.jsonl"
+__all__ = [
+    "HISTORY",
+    "TRIALS",
+    "OnTrial",
+    "Params",
+    "Search",
+    "SearchRequest",
+    "TrialLog",
+    "adopt_dead_trials",
+    "at_work",
+    "best_number",
+    "check_sampler",
+    "complete_trials",
+    "is_complete",
+    "open_search",
+    "open_study",
+    "records",
+    "run_trials",
+    "search_report",
+    "slots_of",
+    "to_distribution",
+    "trials_table",
+]
 
 
 @dataclass(frozen=True)
@@ -48,28 +85,145 @@ class Search:
     config : SearchConfig
         With at least one objective.
     trial : callable
-        Body of a trial, called in a Ray worker with parameters and ``settings``; a function of a
-        module. It calls `report_epoch` after every epoch.
+        Body of a trial, called in a Ray worker with parameters, ``settings`` and a `TrialLog`; a
+        function of a module. It calls `TrialLog.epoch` after every epoch.
     settings : dict
         Plain values for the body.
     epochs : int
         Longest trial.
     note : str
         Format of a progress display's note, filled in from the last numbers of a trial.
+    warm : sequence of Run
+        Earlier searches to start from.
     """
 
     config: SearchConfig[Any]
-    trial: Callable[[Params, dict[str, Any]], None]
+    trial: Callable[[Params, dict[str, Any], TrialLog], None]
     settings: dict[str, Any]
     epochs: int
     note: str
+    warm: Sequence[Run] = ()
+
+    def plan(self) -> TrialPlan:
+        """What travels to the trials."""
+        return TrialPlan(
+            self.trial,
+            self.settings,
+            tuple(item.metric for item in self.config.objectives),
+            threads=max(1, int(self.config.cpus_per_trial)),
+            repeats=self.config.repeats,
+            keep_states=self.config.rule == "pbt",
+        )
 
 
-def run_trials(run: Run, search: Search, on_trial: OnTrial | None = None) -> pd.DataFrame:
-    """Run the trials that a search still lacks and write ``trials.parquet``.
+@dataclass(frozen=True)
+class SearchRequest:
+    """What a caller asks of a search beside its configuration.
 
     Parameters
     ----------
+    resume : bool
+        The search must be there already.
+    n_trials : int, optional
+        More complete trials than the configuration asks for.
+    warm : tuple of Run
+        Earlier searches to start from, beside those that the configuration names.
+    warn : callable
+        Told of repairs.
+    """
+
+    resume: bool = False
+    n_trials: int | None = None
+    warm: tuple[Run, ...] = ()
+    warn: Callable[[str], None] = field(default=warnings.warn)
+
+
+NOTHING_ASKED = SearchRequest()
+
+
+def open_search(
+    home: Home, config: SearchConfig[Any], inputs: dict[str, str], request: SearchRequest
+) -> tuple[Run, list[Run]]:
+    """Run folder of a search, and the earlier searches that it starts from.
+
+    Raises
+    ------
+    InputError, ConfigError
+        If it is to be resumed and is not there, or an earlier one is not or asks something else.
+    """
+    named = [Run.load(home.find(home.runs, name)) for name in config.warm_start]
+    warm = list({run.digest: run for run in [*named, *request.warm]}.values())
+    for earlier in warm if config.objectives else ():
+        earlier_trials(earlier, config)
+    if warm:
+        inputs = {**inputs, "warm_start": "+".join(sorted(run.digest for run in warm))}
+    key = config.key()
+    if request.resume:
+        _must_exist(home, config.name, key, inputs)
+    return Run.open(home, "tune", config.name, key, inputs), warm
+
+
+def _must_exist(home: Home, name: str, key: SearchConfig[Any], inputs: dict[str, str]) -> None:
+    settings = key.model_dump(mode="json")
+    wanted = f"{name}-{digest({'kind': 'tune', 'config': settings, 'inputs': inputs})[:8]}"
+    if (home.runs / wanted / "run.json").exists():
+        return
+    there = [
+        path.parent.name
+        for path in sorted(home.runs.glob("*/run.json"))
+        if Run.load(path.parent).kind == "tune"
+    ]
+    known = ", ".join(there) or "none"
+    raise InputError(
+        f"no search {wanted} to resume in {home.runs}; there is: {known}. Another configuration, "
+        "cohort or feature table makes another search; without --resume it is begun"
+    )
+
+
+def is_complete(run: Run, config: SearchConfig[Any], request: SearchRequest) -> bool:
+    """Whether a search is finished and nobody asks for more trials.
+
+    Raises
+    ------
+    ConfigError
+        If fewer trials are asked for than there are to be.
+    """
+    if request.n_trials is None:
+        return run.is_finished
+    if not run.is_finished and not (run.folder / JOURNAL).exists():
+        check_wanted(config.n_trials, config, request.n_trials)
+        return False
+    before = wanted_trials(open_study(run.folder, config), config)
+    check_wanted(before, config, request.n_trials)
+    return run.is_finished and request.n_trials == before
+
+
+@contextmanager
+def at_work(run: Run, **facts: Any) -> Iterator[Lease]:
+    """Hold a search and mark its run as running; ``facts`` as in `Run.recording`.
+
+    Raises
+    ------
+    TransientError
+        If another session works on it.
+    """
+    with Lease(run.folder) as lease, run.recording(**facts), tracking(run):
+        yield lease
+
+
+def run_trials(
+    run: Run,
+    search: Search,
+    lease: Lease,
+    on_trial: OnTrial | None = None,
+    request: SearchRequest = NOTHING_ASKED,
+) -> pd.DataFrame:
+    """Run the trials that a search still lacks; write ``trials.parquet`` and its history.
+
+    Parameters
+    ----------
+    lease : Lease
+        Held; see `at_work`.
     on_trial : callable, optional
         Called with (trials complete, trials wanted, note).
 
@@ -80,258 +234,110 @@ def run_trials(run: Run, search: Search, on_trial: OnTrial | None = None) -> pd.
 
     Raises
     ------
+    ConfigError
+        Before the first trial, if sampler, objectives and earlier searches do not fit.
     ResourceError
         If the cluster is too small, or all trials failed.
     TransientError
-        If some trials failed.
+        If too many trials failed, or another session works on the search.
     """
     config = search.config
+    check_sampler(config)
+    for earlier in search.warm:
+        earlier_trials(earlier, config)
+    repair_journal(run.folder, request.warn)
     study = open_study(run.folder, config)
+    if request.n_trials is not None:
+        raise_wanted(study, config, request.n_trials)
+    warm_start(study, config, search.warm)
     adopt_dead_trials(study)
-    left = config.n_trials - len(complete_trials(study))
-    if on_trial is not None:
-        on_trial(config.n_trials - left, config.n_trials, "")
-    if left > 0:
-        ray = ensure_ray()
-        require(ray, cpus=config.cpus_per_trial)
-        check_shared(ray, run.folder)
-        _run_session(run, search, left, on_trial)
+    _run_what_is_left(run, search, lease, on_trial)
     study = open_study(run.folder, config)
-    done = len(complete_trials(study))
-    if done < config.n_trials:
-        raise TransientError(
-            f"{config.n_trials - done} of {config.n_trials} trials failed; "
-            "the same command tries again"
-        )
     table = trials_table(study, config, run.folder)
     table.to_parquet(run.folder / TRIALS, index=False)
+    history_table(study, run.folder).to_parquet(run.folder / HISTORY, index=False)
+    shutil.rmtree(run.folder / "ray", ignore_errors=True)
     return table
 
 
-def search_report(config: SearchConfig[Any], table: pd.DataFrame) -> dict[str, Any]:
-    """Objectives, number of trials, and the best of them (the Pareto front)."""
-    return {
-        "objectives": [item.model_dump() for item in config.objectives],
-        "n_trials": len(table),
-        "best": table[table["pareto"]].to_dict("records"),
-    }
+def _run_what_is_left(run: Run, search: Search, lease: Lease, on_trial: OnTrial | None) -> None:
+    """Sessions until all trials are complete; failed ones are made up for, within limits."""
+    config, failures = search.config, list[str]()
+    for session in itertools.count():
+        study = open_study(run.folder, config)
+        done, wanted = len(complete_trials(study)), wanted_trials(study, config)
+        if on_trial is not None and not session:
+            on_trial(done, wanted, "")
+        # a point of a grid and a member of a population have no substitute
+        fixed = config.sampler == "grid" or config.rule == "pbt"
+        missing = wanted - done - (len(failures) if fixed else 0)
+        if missing <= 0 and len(failures) <= config.failures_allowed:
+            return
+        _check_failures(failures, done, wanted, config)
+        if config.sampler == "grid" and not session:
+            queue_grid(study, config)
+        found = _one_session(run, search, lease, on_trial, done, wanted, failures)
+        failures += found
+        if lease.lost():
+            raise TransientError("another session took over this search; this one has stopped")
+        if not found and len(complete_trials(open_study(run.folder, config))) == done:
+            raise TransientError(
+                f"{wanted - done} of {wanted} trials are missing and none could be run; "
+                "the same command tries again"
+            )
 
 
-# --------------------------------------------------------------------------- the study
-
-
-def to_distribution(dimension: FloatRange | IntRange | Choice) -> BaseDistribution:
-    """Optuna distribution of one search dimension."""
-    if isinstance(dimension, FloatRange):
-        return FloatDistribution(dimension.low, dimension.high, log=dimension.type == "loguniform")
-    if isinstance(dimension, IntRange):
-        return IntDistribution(dimension.low, dimension.high)
-    return CategoricalDistribution(list(dimension.values))
-
-
-def _storage(folder: Path) -> Any:
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
-
-
-def open_study(folder: Path, config: SearchConfig[Any]) -> optuna.Study:
-    """Open the study of a run, or create it."""
-    return optuna.create_study(
-        storage=_storage(folder),
-        study_name=config.name,
-        directions=["maximize" if o.mode == "max" else "minimize" for o in config.objectives],
-        load_if_exists=True,
+def _check_failures(failures: list[str], done: int, wanted: int, config: SearchConfig[Any]) -> None:
+    if len(failures) <= config.failures_allowed:
+        return
+    if not done:
+        raise ResourceError(f"all {len(failures)} trials failed; the first: {failures[0]}")
+    raise TransientError(
+        f"{len(failures)} trials failed, more than the {config.failures_allowed} of "
+        f"max_failed_trials; the first: {failures[0]}. {done} of {wanted} trials are complete "
+        "and kept; the same command tries again"
     )
 
 
-def complete_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials with values."""
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def adopt_dead_trials(study: optuna.Study) -> int:
-    """Queue the parameters of trials that a dead session left running; mark those as failed.
-
-    Returns
-    -------
-    int
-        How many there were.
-    """
-    dead = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in dead:
-        if trial.params:
-            study.enqueue_trial(trial.params, skip_if_exists=False)
-        study.tell(trial.number, state=TrialState.FAIL)
-    return len(dead)
-
-
-def trials_table(study: optuna.Study, config: SearchConfig[Any], folder: Path) -> pd.DataFrame:
-    """One row per complete trial.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``number``, ``params.*``, one column per objective, ``epochs``, ``full_budget`` (False if
-        ASHA stopped it early), ``seconds``, ``pareto``.
-    """
-    details = {
-        _params_key(item["params"]): item for item in map(json.loads, _lines(folder / _DETAILS))
-    }
-    best = {trial.number for trial in study.best_trials}
-    rows = []
-    for trial in complete_trials(study):
-        detail = details.get(_params_key(trial.params), {})
-        rows.append(
-            {
-                "number": trial.number,
-                **{f"params.{name}": value for name, value in trial.params.items()},
-                **{o.metric: v for o, v in zip(config.objectives, trial.values, strict=True)},
-                "epochs": detail.get("epochs"),
-                "full_budget": bool(detail.get("full_budget", False)),
-                "seconds": detail.get("seconds"),
-                "pareto": trial.number in best,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [line for line in text.splitlines() if line.endswith("}")]
-
-
-def _params_key(params: Params) -> str:
-    return json.dumps(params, sort_keys=True)
-
-
-# --------------------------------------------------------------------------- one session
-
-
-def _run_session(run: Run, search: Search, left: int, on_trial: OnTrial | None) -> None:
-    from ray import tune
-
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def _one_session(
+    run: Run, search: Search, lease: Lease, on_trial: OnTrial | None, done: int, wanted: int,
+    failures: list[str],
+) -> list[str]:  # fmt: skip
     config = search.config
-    settings = {**search.settings, "details": str((run.folder / _DETAILS).resolve())}
-    trainable = tune.with_resources(
-        tune.with_parameters(search.trial, settings=settings), {"CPU": config.cpus_per_trial}
-    )
-    finished = config.n_trials - left
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=_suggestions(run.folder, config),
-            scheduler=_scheduler(config, search.epochs),
-            num_samples=left,
-            max_concurrent_trials=config.max_concurrent,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=f"{run.digest[:12]}-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str((run.folder / "ray").resolve()),
-            verbose=0,
-            callbacks=[_Progress(finished, config.n_trials, search.note, on_trial)],
-            failure_config=tune.FailureConfig(max_failures=1),
-        ),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        results = tuner.fit()
-    errors = results.errors
-    if errors and len(errors) == left:
-        text = str(errors[0]).strip().splitlines()
-        raise ResourceError(f"all {left} trials failed; the first: {text[-1] if text else '?'}")
+    ray = ensure_ray()
+    require(ray, cpus=config.cpus_per_trial, gpus=config.gpus_per_trial)
+    check_shared(ray, run.folder)
+    slots = config.max_concurrent or slots_of(ray.cluster_resources(), config)
+    if config.rule == "pbt":
+        return run_population(
+            run, config, search.plan(), search.note, lease=lease, slots=slots, on_trial=on_trial
+        )
+    return run_session(
+        run, config, search.plan(), search.epochs, search.note,
+        finished=done, wanted=wanted, failures_allowed=config.failures_allowed - len(failures),
+        lease=lease, slots=slots, on_trial=on_trial,
+    )  # fmt: skip
 
 
-def _suggestions(folder: Path, config: SearchConfig[Any]) -> Any:
-    from ray.tune.search.optuna import OptunaSearch
+def slots_of(resources: dict[str, float], config: SearchConfig[Any]) -> int:
+    """Trials that a cluster holds at a time, at least one."""
+    counts = [resources.get("CPU", 0) / config.cpus_per_trial]
+    if config.gpus_per_trial:
+        counts.append(resources.get("GPU", 0) / config.gpus_per_trial)
+    return max(1, int(min(counts) + 1e-9))
 
-    # a resumed search must not draw the numbers of its first session again
-    seed = config.seed + 1000 * len(open_study(folder, config).trials)
-    samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+
+def search_report(
+    config: SearchConfig[Any], table: pd.DataFrame, folder: Path | None = None
+) -> dict[str, Any]:
+    """Objectives, numbers of trials, the best of them (the Pareto front), and the warm start."""
+    report = {
+        "objectives": [item.model_dump() for item in config.objectives],
+        "n_trials": int((table["state"] == "complete").sum()),
+        "n_failed": int((table["state"] == "failed").sum()),
+        "best": records(table[table["pareto"]]),
     }
-    first, several = config.objectives[0], len(config.objectives) > 1
-    return OptunaSearch(
-        space={path: to_distribution(item) for path, item in config.space.items()},
-        metric=[o.metric for o in config.objectives] if several else first.metric,
-        mode=[o.mode for o in config.objectives] if several else first.mode,
-        study_name=config.name,
-        storage=_storage(folder),
-        sampler=samplers[config.sampler](),
-    )
-
-
-def _scheduler(config: SearchConfig[Any], epochs: int) -> Any:
-    from ray.tune.schedulers import ASHAScheduler
-
-    if config.asha is None:
-        return None
-    first = config.objectives[0]
-    return ASHAScheduler(
-        time_attr="epochs",
-        metric=first.metric,
-        mode=first.mode,
-        max_t=epochs,
-        grace_period=min(config.asha.grace_epochs, epochs),
-        reduction_factor=config.asha.reduction_factor,
-    )
-
-
-class _Progress(Callback):
-    """Counts finished trials and tells a listener, which stays in this process."""
-
-    def __init__(self, finished: int, wanted: int, note: str, listener: OnTrial | None) -> None:
-        self.finished, self.wanted, self.note, self.listener = finished, wanted, note, listener
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles callbacks; a terminal cannot be."""
-        return {**vars(self), "listener": None}
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count one."""
-        self.finished += 1
-        if self.listener is not None:
-            result = trial.last_result
-            note = self.note.format_map(result) if result else ""
-            self.listener(self.finished, self.wanted, note)
-
-
-# --------------------------------------------------------------------------- inside a trial
-
-
-@dataclass
-class TrialLog:
-    """Tells Ray Tune about the epochs of a trial, and the run's folder how far it came.
-
-    Parameters
-    ----------
-    settings : dict
-        Those that the body of the trial was called with.
-    epochs : int
-        What the trial has if nothing stops it.
-    """
-
-    params: Params
-    settings: dict[str, Any]
-    epochs: int
-    start: float = field(default_factory=time.perf_counter, init=False)
-
-    def epoch(self, done: int, values: dict[str, float]) -> None:
-        """Report the objectives after so many epochs."""
-        from ray import tune
-
-        detail = {
-            "params": self.params,
-            "epochs": done,
-            "full_budget": done == self.epochs,
-            "seconds": round(time.perf_counter() - self.start, 2),
-        }
-        with Path(self.settings["details"]).open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(detail, sort_keys=True) + "\n")
-        tune.report({**values, "epochs": done})
+    if folder is not None:
+        study = open_study(folder, config)
+        report["warm_start"] = [vars(item) for item in warm_start(study, config, ())]
+    return report

@@ -24,7 +24,8 @@ from medrec.config import (
 )
 from medrec.runs import Home, Run
 from orchestration.console import Terminal, frame_table, pairs_table
-from quantum.base import InputError
+from quantum.base import InputError, IntegrityError
+from quantum.store import open_store
 
 _SHOWN_PAIRS = 12
 
@@ -137,12 +138,15 @@ class Stages:
         cohorts: Sequence[Cohort],
         retry: tuple[str, ...] = (),
         workers: int | None = None,
+        export_every_s: float | None = None,
     ) -> FeatureTable:
         """Compute what is missing for the cohorts' molecules, then export the table."""
         from medrec.molecules.features import FeatureTable
         from orchestration.features import run_features
 
-        folder = run_features(config, cohorts, self.home, self.terminal, retry, workers)
+        folder = run_features(
+            config, cohorts, self.home, self.terminal, retry, workers, export_every_s
+        )
         return FeatureTable.load(folder)
 
     def show_features(self, features: FeatureTable) -> None:
@@ -160,15 +164,13 @@ class Stages:
         table = feature_status(config, cohorts, self.home)
         self.terminal.result(table.to_dict("records"), frame_table(table, "stages"))
 
-    def verify_store(self) -> None:
-        """Recompute all digests of the store; damaged objects are named and raise."""
-        from quantum.base import IntegrityError
-        from quantum.store import Store
-
-        store = Store(self.home.store)
-        checked, damaged = store.verify()
+    def verify_store(self, location: str | None = None) -> None:
+        """Recompute all digests of a store (the home's, if none is named); damage raises."""
+        store = self.home.open_store() if location is None else open_store(location, make=False)
+        with self.terminal.progress("verify", None) as step:
+            checked, damaged = store.verify(lambda done, total: step.at(done, total))
         self.terminal.result(
-            {"checked": checked, "damaged": damaged},
+            {"store": store.location, "checked": checked, "damaged": damaged},
             f"{checked} objects checked, {len(damaged)} damaged",
         )
         if damaged:
@@ -223,29 +225,22 @@ class Stages:
         cohort: Cohort,
         features: FeatureTable | None,
         concepts: ConceptTable | None = None,
+        pick: str | None = None,
+        **asked: Any,
     ) -> Run:
-        """Search hyper-parameters, or go on with the search of that name."""
+        """Search hyper-parameters; ``asked`` as in `orchestration.search.SearchRequest`."""
+        from orchestration.search import SearchRequest
         from orchestration.tune import run_tune
 
-        with self.terminal.progress("tune", config.n_trials) as step:
-            return run_tune(
-                config,
-                cohort,
-                self.home,
-                features,
-                on_trial=lambda done, total, note: step.at(done, total, note),
-                concepts=concepts,
-            )
+        request = SearchRequest(warn=self.terminal.warn, **asked)
+        with self.terminal.progress("tune", request.n_trials or config.n_trials) as step:
+            return run_tune(config, cohort, self.home, features, step.at, concepts, request, pick)
 
-    def show_trials(self, run: Run) -> None:
-        """Print all trials of a search; the best or the Pareto front is marked."""
-        trials = pd.read_parquet(run.folder / "trials.parquet")
-        short = {"full_budget": "full", "number": "trial", "seconds": "s"}
-        shown = trials.rename(columns=lambda name: short.get(name, str(name).rsplit(".", 1)[-1]))
-        self.terminal.result(
-            {"run": run.name, "trials": trials.to_dict("records"), "report": run.report()},
-            frame_table(shown, f"trials of {run.name}"),
-        )
+    def show_trials(self, run: Run, options: dict[str, str | None] | None = None) -> None:
+        """Print the trials of a search, and the command for the best (with ``options``)."""
+        from orchestration.search_export import show_trials
+
+        show_trials(self.terminal, run, options)
 
     def train(
         self,
@@ -258,6 +253,7 @@ class Stages:
         """Train one recommender and evaluate it once, or find the finished run."""
         from medrec.models import LEARNED_MODELS
         from medrec.training import run_training
+        from orchestration.tracking import tracking
 
         learned = config.model.name in LEARNED_MODELS
         with self.terminal.progress(config.name, config.optim.epochs if learned else None) as step:
@@ -271,6 +267,7 @@ class Stages:
                 on_epoch=lambda row: step.at(
                     int(row["epoch"]) + 1, None, f"validation Jaccard {row['val_jaccard']:.4f}"
                 ),
+                during=lambda run: tracking(run, self.terminal),
             )
 
     def train_all(

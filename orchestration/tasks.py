@@ -1,35 +1,184 @@
-"""The executor that spreads tasks over a Ray cluster.
+"""Functions as Ray tasks: submit, take what is finished, and say what happened to the rest.
 
-Tasks are pure functions of a request that return a small outcome; arrays go to the store. A bounded
-number is in flight, results come as they finish, and nothing that happens to one task stops the
-others.
+Tasks are pure functions of a request that return a small value; arrays go to the store. Nothing
+that happens to one task stops the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from quantum.base import MedrecError
 from quantum.pipeline import Outcome, Task, unknown_failure
 
-_LOST_WORKERS = 3
+LOST_WORKERS = 3
+MIB = 2**20
+_GATHER = 256
+_CANCEL_S = 10.0
 
 
-class RayExecutor:
-    """Runs a function over tasks as Ray tasks, in the given order.
+@dataclass(frozen=True)
+class Ask:
+    """What a task asks of a machine.
+
+    Parameters
+    ----------
+    cpus : float
+        Cores that Ray keeps free for it; also the size of its native thread pools.
+    memory_mb : float
+        Memory that Ray counts for it (2^20 bytes); 0 is not counted.
+    pool : str
+        Label of the machines that it prefers; any other machine will do if there is none.
+    """
+
+    cpus: float = 1
+    memory_mb: float = 0
+    pool: str = ""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A task that brought no value: the kind of failure and one line."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a task: its value or its loss, and the node that it ran on, if known."""
+
+    token: Any
+    value: Any
+    node: str = ""
+
+
+class RayPool:
+    """Tasks in flight on a Ray cluster.
 
     Parameters
     ----------
     ray : module
         Initialised, see `orchestration.cluster.ensure_ray`.
-    cpus_per_task : float
-        Cores that Ray keeps free for a task; also the size of its native thread pools.
-    max_in_flight : int
-        Tasks submitted at a time; a tight window keeps an autoscaling cluster small.
     """
 
-    def __init__(self, ray: Any, cpus_per_task: float = 1, max_in_flight: int = 64) -> None:
-        self.ray, self.cpus, self.max_in_flight = ray, cpus_per_task, max_in_flight
+    def __init__(self, ray: Any) -> None:
+        self.ray = ray
+        self.excluded: set[str] = set()
+        self._remote = ray.remote(max_retries=LOST_WORKERS, retry_exceptions=False)(_call)
+        self._functions: dict[Any, Any] = {}
+        self._running: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    @property
+    def tokens(self) -> list[Any]:
+        """Tokens of what is in flight."""
+        return list(self._running.values())
+
+    def exclude(self, nodes: Iterable[str]) -> None:
+        """Give these nodes (by Ray's id) no new task."""
+        self.excluded |= set(nodes)
+
+    def submit(self, token: Any, function: Callable[[Any], Any], item: Any, ask: Ask) -> None:
+        """Start ``function(item)``; `finished` returns its answer with the token."""
+        if function not in self._functions:
+            self._functions[function] = self.ray.put(function)
+        remote = self._remote.options(**self._options(ask))
+        reference = remote.remote(self._functions[function], item, max(1, int(ask.cpus)))
+        self._running[reference] = token
+
+    def _options(self, ask: Ask) -> dict[str, Any]:
+        options: dict[str, Any] = {"num_cpus": ask.cpus}
+        if ask.memory_mb:
+            options["memory"] = int(ask.memory_mb * MIB)
+        avoid = {"ray.io/node-id": f"!in({','.join(sorted(self.excluded))})"}
+        labels = avoid if self.excluded else {}
+        if ask.pool:
+            options["label_selector"] = {**labels, "pool": ask.pool}
+            options["fallback_strategy"] = [{"label_selector": labels}]
+        elif labels:
+            options["label_selector"] = labels
+        return options
+
+    def finished(self, timeout_s: float = 5.0) -> list[Answer]:
+        """Wait until something is finished, or for some seconds; take all that is."""
+        if not self._running:
+            return []
+        every = list(self._running)
+        ready, _ = self.ray.wait(every, num_returns=1, timeout=timeout_s, fetch_local=False)
+        if ready and len(every) > 1:
+            most = min(len(every), _GATHER)
+            ready, _ = self.ray.wait(every, num_returns=most, timeout=0, fetch_local=False)
+        return [self._collect(reference) for reference in ready]
+
+    def _collect(self, reference: Any) -> Answer:
+        token, errors = self._running.pop(reference), self.ray.exceptions
+        try:
+            value, node = self.ray.get(reference)
+        except errors.OutOfMemoryError as error:
+            return Answer(token, Lost("resource", _first_line(error)))
+        except (
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.ObjectLostError,
+            errors.LocalRayletDiedError,
+            errors.RuntimeEnvSetupError,
+        ) as error:
+            return Answer(token, Lost("lost", _first_line(error)))
+        except errors.RayTaskError as error:
+            cause = error.cause or error
+            kind = cause.kind if isinstance(cause, MedrecError) else "unknown"
+            return Answer(token, Lost(kind, _first_line(cause)))
+        except errors.RayError as error:  # a kind that only newer versions know
+            return Answer(token, Lost("lost", _first_line(error)))
+        return Answer(token, value, node)
+
+    def cancel(self) -> None:
+        """Kill what is in flight."""
+        running = list(self._running)
+        for reference in running:
+            self.ray.cancel(reference, force=True)
+        if running:  # what still runs could claim its next key behind our back
+            self.ray.wait(running, num_returns=len(running), timeout=_CANCEL_S, fetch_local=False)
+        self._running.clear()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+
+
+def _call(function: Callable[[Any], Any], item: Any, threads: int) -> tuple[Any, str]:
+    """Body of a Ray task: native thread pools are set here, as a reused worker keeps old ones."""
+    import ray
+
+    from quantum.threads import limit_threads
+
+    with limit_threads(threads):
+        return function(item), ray.get_runtime_context().get_node_id()
+
+
+@dataclass
+class RayExecutor:
+    """Runs a function over tasks as Ray tasks, in the given order; see `quantum.pipeline.Executor`.
+
+    Parameters
+    ----------
+    max_in_flight : int
+        Tasks submitted at a time.
+    """
+
+    ray: Any
+    cpus_per_task: float = 1
+    max_in_flight: int = 64
+    pool: RayPool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pool = RayPool(self.ray)
 
     def run(
         self, function: Callable[[Task], Outcome], items: Sequence[Task]
@@ -39,56 +188,22 @@ class RayExecutor:
         An exception in one item becomes its outcome. A worker that is lost three times on one item
         ends it as ``transient``. Closing the iterator (Ctrl-C in the caller) cancels what runs.
         """
-        ray = self.ray
-        remote = ray.remote(num_cpus=self.cpus, max_retries=_LOST_WORKERS, retry_exceptions=False)(
-            _call
-        )
-        threads = max(1, int(self.cpus))
-        shared = ray.put(function)
-        waiting = list(items)[::-1]
-        running: dict[Any, Task] = {}
+        ask, waiting = Ask(self.cpus_per_task), list(items)[::-1]
         try:
-            while waiting or running:
-                while waiting and len(running) < self.max_in_flight:
+            while waiting or len(self.pool):
+                while waiting and len(self.pool) < self.max_in_flight:
                     item = waiting.pop()
-                    running[remote.remote(shared, item, threads)] = item
-                done, _ = ray.wait(list(running), num_returns=1, timeout=5, fetch_local=False)
-                for reference in done:
-                    item = running.pop(reference)
-                    yield item, self._collect(reference, item)
+                    self.pool.submit(item, function, item, ask)
+                for answer in self.pool.finished():
+                    yield answer.token, _outcome(answer)
         finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
-
-    def _collect(self, reference: Any, item: Task) -> Outcome:
-        try:
-            outcome: Outcome = self.ray.get(reference)
-        except self.ray.exceptions.OutOfMemoryError as error:
-            return _failure(item, "resource", error)
-        except (
-            self.ray.exceptions.WorkerCrashedError,
-            self.ray.exceptions.NodeDiedError,
-            self.ray.exceptions.ObjectLostError,
-        ) as error:
-            return _failure(item, "transient", error)
-        except self.ray.exceptions.RayTaskError as error:
-            return unknown_failure(item, error.cause or error)
-        return outcome
+            self.pool.cancel()
 
 
-def _failure(item: Task, kind: str, error: BaseException) -> Outcome:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return Outcome(
-        species_key=item.species.key,
-        status="failed",
-        kind=kind,
-        message=f"{type(error).__name__}: {first_line}",
-    )
-
-
-def _call(function: Callable[[Task], Outcome], item: Task, threads: int) -> Outcome:
-    """Body of a Ray task: native thread pools are set here, as a reused worker keeps old ones."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(threads):
-        return function(item)
+def _outcome(answer: Answer) -> Outcome:
+    if isinstance(answer.value, Outcome):
+        return answer.value.model_copy(update={"node": answer.node})
+    lost = answer.value
+    failure = unknown_failure(answer.token, RuntimeError(lost.message))
+    kind = "transient" if lost.kind == "lost" else lost.kind
+    return failure.model_copy(update={"kind": kind, "message": lost.message})

@@ -19,6 +19,7 @@ from medrec.molecules.features import FeatureTable
 from medrec.pretrain.loop import build_data, export_encoder, fit
 from medrec.runs import Home, Run
 from orchestration.features import cohort_species
+from orchestration.tracking import tracking
 from orchestration.workers import OnEpoch, as_checkpoint, last_state, ray_folder, run_workers
 
 
@@ -43,7 +44,8 @@ def run_pretrain(
     run = Run.open(home, "pretrain", config.task.name, config.task, inputs)
     if run.is_finished:
         return run
-    with run.recording(seeds={"torch": config.task.seed}, scaling=config.scaling.model_dump()):
+    seeds = {"torch": config.task.seed}
+    with run.recording(seeds=seeds, scaling=config.scaling.model_dump()), tracking(run):
         settings = {
             "config": config.model_dump(mode="json"),
             "cohort": str(cohort.folder.resolve()),

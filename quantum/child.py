@@ -20,19 +20,14 @@ from pathlib import Path
 
 from quantum.base import MedrecError
 from quantum.fork_server import ChildEnd, ForkServer
-from quantum.pipeline import Outcome, Stage, Task, record_failure
+from quantum.pipeline import Outcome, Stage, Task, open_stages, record_failure
 from quantum.schema import Resources
-from quantum.store import open_store
+from quantum.store import is_url, open_store
+from quantum.threads import THREAD_VARIABLES
 
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 _TAIL = 2000
 _CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
-_servers: dict[int, ForkServer] = {}
+_servers: dict[tuple[int, bool], ForkServer] = {}
 os.register_at_fork(after_in_child=_servers.clear)  # a server has one owner
 
 
@@ -55,7 +50,7 @@ class ChildRequest:
 
 def thread_environment(threads: int) -> dict[str, str]:
     """Environment of this process with all native thread pools set to ``threads``."""
-    return {**os.environ, **{name: str(threads) for name in _THREAD_VARIABLES}}
+    return {**os.environ, **{name: str(threads) for name in THREAD_VARIABLES}}
 
 
 def run_in_child(
@@ -93,10 +88,7 @@ def run_all_in_child(
 
 
 def _one_child(tasks: Sequence[Task], request: ChildRequest) -> tuple[list[Outcome], ChildEnd]:
-    threads = request.resources.threads
-    server = _servers.get(threads)
-    if server is None or not server.is_alive():
-        server = _servers[threads] = ForkServer(thread_environment(threads))
+    server = _server(request.resources.threads, remote=is_url(request.store))
     body = {
         "tasks": [task.model_dump(mode="json") for task in tasks],
         "store": request.store,
@@ -106,6 +98,15 @@ def _one_child(tasks: Sequence[Task], request: ChildRequest) -> tuple[list[Outco
     lines, end = server.run(body, len(tasks), request.resources.time_limit_s)
     facts = {"peak_mb": end.peak_mb, "cpu_s": end.cpu_s} if len(tasks) == 1 else {}
     return [Outcome.model_validate_json(text).model_copy(update=facts) for text in lines], end
+
+
+def _server(threads: int, *, remote: bool = False) -> ForkServer:
+    """The server for so many threads, and for stores on another machine; started when needed."""
+    server = _servers.get((threads, remote))
+    if server is None or not server.is_alive():
+        more = ("s3fs",) if remote else ()
+        server = _servers[threads, remote] = ForkServer(thread_environment(threads), more)
+    return server
 
 
 def _explain(task: Task, request: ChildRequest, end: ChildEnd) -> Outcome:
@@ -137,13 +138,11 @@ def _explain(task: Task, request: ChildRequest, end: ChildEnd) -> Outcome:
 
 def _open_stage(task: Task, request: ChildRequest) -> Stage:
     """First stage without a result."""
-    keys = task.keys
     try:
         store = open_store(request.store)
-        there = store.present(keys[stage] for stage in task.stages)
-        stage = next((item for item in task.stages if keys[item] not in there), task.stages[-1])
+        stage = next(iter(open_stages(task, store)), task.stages[-1])
         if request.owner:
-            store.release(keys[stage], request.owner)
+            store.release(task.keys[stage], request.owner)
     except MedrecError:
         return task.stages[-1]
     return stage
@@ -157,7 +156,7 @@ def close_servers() -> None:
 
 def measure_start() -> float:
     """Seconds that an empty child takes once its server is there; for benchmarks."""
-    server = _servers.get(1) or _servers.setdefault(1, ForkServer(thread_environment(1)))
+    server = _server(1)
     start = time.perf_counter()
     server.run({"tasks": [], "store": "", "resources": {}, "owner": None}, 0, 60.0)
     return time.perf_counter() - start

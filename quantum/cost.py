@@ -16,6 +16,8 @@ from quantum.schema import CalculationSpec
 _SECONDS_AT_200, _EXPONENT, _START_UP_S = 15.0, 1.9, 3.0
 # the screened route at the standard level: 7 s at 199 functions, 28 s at 402, 140 s at 749
 _SCREENED_SECONDS_AT_200, _SCREENED_EXPONENT = 5.0, 2.5
+_CONFORMER_SECONDS_AT_300 = 0.09
+_PROGRAMS_MB = 130.0
 _PURE = ("pbe", "blyp", "bp86", "lda")
 _FUNCTIONS = {1: 5, 2: 5}
 
@@ -50,6 +52,27 @@ def predicted_cpu_s(species: Species, spec: CalculationSpec) -> float:
         factor *= 1.2
     scale = (n_basis_functions(species) / 200.0) ** _EXPONENT
     return _START_UP_S + _SECONDS_AT_200 * factor * scale
+
+
+def predicted_memory_mb(species: Species, spec: CalculationSpec) -> float:
+    """Predicted peak of an SCF in units of 2^20 bytes, with a margin of a half.
+
+    Fitted to measured peaks of 24 to 349 functions in the screened route. PySCF's own route keeps
+    the density-fitting integrals (about 3.2 n auxiliary functions) and takes to the disk beyond
+    the limit that it is given.
+    """
+    functions = n_basis_functions(species)
+    if spec.route == "screened":
+        needed = 0.88 * functions + 0.0095 * functions**2
+        needed *= 2.0 if spec.precision == "double" else 1.0
+    else:
+        needed = 150.0 + 8 * 3.2 * functions**3 / 2 / 2**20
+    return 1.5 * (_PROGRAMS_MB + needed)
+
+
+def predicted_conformer_s(species: Species) -> float:
+    """Predicted seconds of one core for the conformers (12 drugs of 181 to 749 functions)."""
+    return 0.02 + _CONFORMER_SECONDS_AT_300 * (n_basis_functions(species) / 300.0) ** 2.7
 
 
 def select_within_budget(

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from quantum.base import write_bytes_atomic
-from quantum.store_retry import Retry, read_if_there
+from quantum.store_retry import Retry, is_there, read_if_there
 
 _UNREADABLE = "unknown 0"
 
@@ -20,6 +20,11 @@ class DiskClaims:
 
     root: Path
     _retry: Retry
+
+    def _check_mounted(self) -> None:
+        """A store whose marker is gone is away; nothing may be written in its place."""
+        if not is_there(self.root / "store.json"):
+            raise OSError(errno.ESTALE, "store.json is gone; is the file system mounted?")
 
     def _claim_file(self, key: str) -> Path:
         return self.root / "claims" / f"{key}.txt"
@@ -38,6 +43,7 @@ class DiskClaims:
     def _create_claim(self, key: str, owner: str) -> bool:
         # a link appears with its content: a holder that is killed leaves no empty claim
         path, draft = self._claim_file(key), self.root / "tmp" / uuid.uuid4().hex
+        self._check_mounted()
         path.parent.mkdir(exist_ok=True)
         draft.parent.mkdir(exist_ok=True)
         try:

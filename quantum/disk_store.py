@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from quantum.base import (
+    DiskFullError,
     IntegrityError,
-    ResourceError,
     StoreError,
     publish_folder,
     write_bytes_atomic,
@@ -47,7 +47,6 @@ from quantum.store_base import (
     read_failure,
     verify_objects,
 )
-
 from quantum.store_retry import Retry, is_there, list_names, read_if_there, retry_budget
 
 FORMAT_VERSION = 1
@@ -62,30 +61,35 @@ class Store(DiskClaims):
     Parameters
     ----------
     root : Path
-        Folder of the store; created when missing.
+        Folder of the store.
     retry_s : float, optional
         Seconds to wait while the file system does not answer; default ``MEDREC_STORE_RETRY_S``
         or five minutes.
+    make : bool
+        Make the store if there is none.
 
     Raises
     ------
     StoreError
-        If the folder holds a store of another format version, or may not be used.
+        If the folder holds a store of another format version, or may not be used, or if there is
+        none and none is to be made.
     """
 
-    def __init__(self, root: Path, retry_s: float | None = None) -> None:
-        self.root = root
+    def __init__(self, root: Path, retry_s: float | None = None, *, make: bool = True) -> None:
+        self.root, self._make = root, make
         self._retry = Retry(str(root), retry_budget(retry_s))
         self._retry(self._open)
 
     def _open(self) -> None:
         marker = self.root / "store.json"
         text = read_if_there(marker)
+        if text is None and not self._make:
+            raise StoreError(f"no store at {self.root}; expected a folder with store.json")
         if text is None:
             try:
                 for name in ("objects", "failures", "tmp"):
                     (self.root / name).mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
+            except FileExistsError as error:
                 raise StoreError(
                     f"no store can be made at {self.root}: {error.filename} is a file, "
                     "expected a folder"
@@ -121,8 +125,7 @@ class Store(DiskClaims):
         """Tell whether a file exists; a store whose marker is gone is away and not empty."""
         if is_there(path):
             return True
-        if not is_there(self.root / "store.json"):
-            raise OSError(errno.ESTALE, "store.json is gone, is the file system mounted?")
+        self._check_mounted()
         return False
 
     # ------------------------------------------------------------------ objects
@@ -136,7 +139,7 @@ class Store(DiskClaims):
 
         Raises
         ------
-        ResourceError
+        DiskFullError
             If the disk is full; nothing of the object stays.
         TransientError
             If the file system did not answer for too long.
@@ -148,7 +151,7 @@ class Store(DiskClaims):
             won = self._retry(lambda: self._publish(record.key, body, files))
         except OSError as error:
             if error.errno in _FULL:
-                raise ResourceError(
+                raise DiskFullError(
                     f"no space left in the store {self.root} for a {record.stage} object"
                 ) from error
             raise
@@ -156,6 +159,7 @@ class Store(DiskClaims):
         return won
 
     def _publish(self, key: str, body: dict[str, Any], files: dict[str, bytes]) -> bool:
+        self._check_mounted()
         temporary = self.root / "tmp" / uuid.uuid4().hex
         try:
             temporary.mkdir(parents=True)
@@ -238,7 +242,11 @@ class Store(DiskClaims):
     def put_failure(self, failure: Failure) -> None:
         """Record a failure; attempts are added up."""
         stamped = add_up(failure, self.failure(failure.key))
-        self._retry(lambda: write_json_atomic(self._failure_file(failure.key), stamped))
+        self._retry(lambda: self._write_failure(stamped))
+
+    def _write_failure(self, failure: Failure) -> None:
+        self._check_mounted()
+        write_json_atomic(self._failure_file(failure.key), failure)
 
     def clear_failure(self, key: str) -> None:
         """Forget a failure."""
@@ -259,12 +267,11 @@ class Store(DiskClaims):
                 yield name.removesuffix(".json")
 
     def _names(self, part: str) -> list[str]:
-        prefixes = self._retry(lambda: list_names(self.root / part))
-        return [
-            name
-            for prefix in sorted(prefixes)
-            for name in sorted(self._retry(lambda prefix=prefix: list_names(self.root / part / prefix)))
-        ]
+        prefixes = self._list(part)
+        return [name for prefix in sorted(prefixes) for name in sorted(self._list(part, prefix))]
+
+    def _list(self, *parts: str) -> list[str]:
+        return self._retry(lambda: list_names(self.root.joinpath(*parts)))
 
     def present(self, keys: Iterable[str]) -> set[str]:
         """Those of some keys that have a finished object; one listing for many keys."""
@@ -294,10 +301,10 @@ class Store(DiskClaims):
             return {key for key in wanted if there(key)}
         found: set[str] = set()
         for prefix in {key[:2] for key in wanted}:
-            names = self._retry(lambda prefix=prefix: list_names(self.root / part / prefix))
+            names = self._list(part, prefix)
             found |= wanted.intersection(to_key(name) for name in names)
         if not found:
-            self._retry(lambda: self._exists(self.root / part))  # empty, or not mounted?
+            self._retry(self._check_mounted)
         return found
 
     def verify(self, progress: Progress | None = None) -> tuple[int, list[str]]:

@@ -41,7 +41,7 @@ from quantum.descriptors import feature_names, feature_sets
 from quantum.molecule import Species
 from quantum.pipeline import STAGES, plan
 from quantum.schema import PipelineSpec
-from quantum.store import Record, Store
+from quantum.store import Record, StoreLike
 from quantum.units import BOHR_IN_ANGSTROM
 
 
@@ -139,7 +139,7 @@ class _Row:
 def export_features(
     species: Sequence[Species],
     spec: PipelineSpec,
-    store: Store,
+    store: StoreLike,
     parent: Path,
     name: str,
     atlas: Atlas | None = None,
@@ -161,11 +161,12 @@ def export_features(
     atlas = atlas or Atlas.empty()
     ordered = sorted(set(species), key=lambda item: (item.smiles, item.charge))
     planned = [plan(item, spec) for item in ordered]
-    present = [{s: k for s, k in keys.items() if store.has(k)} for keys in planned]
+    there = store.present(key for keys in planned for key in keys.values())
+    present = [{s: k for s, k in keys.items() if k in there} for keys in planned]
     content = {
         "species": [item.key for item in ordered],
         "spec": spec.model_dump(mode="json"),
-        "objects": [[store.digest_of(key) for key in keys.values()] for keys in present],
+        "objects": [[store.numbers_of(key) for key in keys.values()] for keys in present],
         "atlas": atlas.digest,
     }
     key = digest(content)
@@ -175,7 +176,7 @@ def export_features(
     temporary = parent / f".{uuid.uuid4().hex}.tmp"
     temporary.mkdir(parents=True)
     try:
-        rows = [_gather(item, spec, store, atlas) for item in ordered]
+        rows = [_gather(*pair, spec, store, atlas) for pair in zip(ordered, present, strict=True)]
         _write(temporary, rows, spec, key)
         publish_folder(temporary, folder)
     except BaseException:
@@ -184,9 +185,10 @@ def export_features(
     return folder
 
 
-def _gather(item: Species, spec: PipelineSpec, store: Store, atlas: Atlas) -> _Row:
+def _gather(
+    item: Species, keys: dict[Any, str], spec: PipelineSpec, store: StoreLike, atlas: Atlas
+) -> _Row:
     planned = plan(item, spec)
-    keys = {stage: key for stage, key in planned.items() if store.has(key)}
     features, scf = _read(store, keys.get("features")), _read(store, keys.get("scf"))
     vector, volume, source = atlas.vectors.get(planned["features"]), None, None
     program = None
@@ -301,7 +303,7 @@ def _table_row(row: _Row) -> dict[str, Any]:
     }
 
 
-def _read(store: Store, key: str | None) -> Record | None:
+def _read(store: StoreLike, key: str | None) -> Record | None:
     if key is None:
         return None
     try:

@@ -2,7 +2,8 @@
 
 Importing PySCF takes seconds, a fork milliseconds. The server runs no calculation, so it has no
 threads when it forks. All processes end with the one that started them: the server when its socket
-closes, children by a signal of the kernel when the server ends.
+closes, children by a signal of the kernel when the server ends. What a child leaves behind, such as
+the program that a wrapper script had started, becomes the server's and is killed.
 
 The request and the child's output are temporary files, results come line by line through a pipe.
 """
@@ -10,6 +11,7 @@ The request and the child's output are temporary files, results come line by lin
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -21,15 +23,19 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
-from quantum.base import TransientError, die_with_parent
+from quantum.base import TransientError, code_version, die_with_parent, machine
 
 _MIB = 2**20
 _OUTPUT_KEPT = 4000
 _LEAVE_S = 10.0
+_PR_SET_CHILD_SUBREAPER = 36
 # programs and libraries map about 2 GB of files
 _MAPPED_MB = 2000
+# address space that each of several threads of PySCF's integral code reserves and hardly touches
+_RESERVED_MB = 3300
 _PRELOADED = (
     "threadpoolctl",
     "quantum.pipeline",
@@ -67,19 +73,21 @@ class ForkServer:
     ----------
     environment : dict
         Of the server and of all its children; holds the sizes of thread pools.
+    more : tuple of str
+        Modules to load beyond those of calculations.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], more: tuple[str, ...] = ()) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "quantum.fork_server", str(theirs.fileno())],
+                [sys.executable, "-m", "quantum.fork_server", str(theirs.fileno()), *more],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 env=environment,
             )
-        self._socket = ours
+        self._socket, self._is_ready = ours, False
 
     def is_alive(self) -> bool:
         """Tell whether the server can take a request."""
@@ -107,13 +115,14 @@ class ForkServer:
         TransientError
             If the server is lost.
         """
-        start = time.perf_counter()
         with tempfile.TemporaryFile() as body, tempfile.TemporaryFile() as output:
             body.write(json.dumps(request).encode())
             body.seek(0)
             read_end, write_end = os.pipe()
             try:
                 with os.fdopen(write_end, "wb") as sink:
+                    self._await_ready()
+                    start = time.perf_counter()
                     descriptors = [body.fileno(), sink.fileno(), output.fileno()]
                     socket.send_fds(self._socket, [b"r"], descriptors)
                 lines, ended = self._follow(read_end, n_results, limit_s)
@@ -138,6 +147,12 @@ class ForkServer:
             cpu_s=state["cpu_s"],
         )
 
+    def _await_ready(self) -> None:
+        """Wait until the server has loaded the programs, so that no task pays for that."""
+        if not self._is_ready and self._socket.recv(1) != b"+":
+            raise OSError("it ended while it loaded the programs")
+        self._is_ready = True
+
     def _follow(self, pipe: int, n_results: int, limit_s: float) -> tuple[list[str], bool]:
         """Read lines until the child closes the pipe (True) or one is too late (False)."""
         data, seen = b"", 0
@@ -150,7 +165,8 @@ class ForkServer:
             chunk = os.read(pipe, 65536) if ready else b""
             data += chunk
             if not chunk:
-                return data.decode().splitlines()[:seen], bool(ready)
+                whole = data.split(b"\n")[:seen]  # one that was cut off is not a line
+                return [line.decode() for line in whole], bool(ready)
 
     def _end(self, *, kill: bool) -> dict[str, Any]:
         if kill:
@@ -170,6 +186,8 @@ class ForkServer:
 
 def serve(connection: socket.socket) -> None:
     """Fork a child per request until the other side is gone."""
+    server = os.getpid()
+    connection.sendall(b"+")
     while True:
         message, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
         if not message:
@@ -179,7 +197,7 @@ def serve(connection: socket.socket) -> None:
         child = os.fork()
         if child == 0:
             connection.close()
-            _child(*descriptors)
+            _child(server, *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         state = _await(child, connection)
@@ -205,6 +223,7 @@ def _await(child: int, connection: socket.socket) -> dict[str, Any] | None:
     finally:
         os.close(ended)
     _, status, usage = os.wait4(child, 0)
+    _kill_orphans()
     if gone:
         return None
     return {
@@ -215,11 +234,27 @@ def _await(child: int, connection: socket.socket) -> dict[str, Any] | None:
     }
 
 
-def _child(body: int, results: int, output: int) -> NoReturn:
+def _adopt_orphans() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _kill_orphans() -> None:
+    listed = Path(f"/proc/self/task/{os.getpid()}/children")
+    with contextlib.suppress(ChildProcessError, FileNotFoundError):
+        while True:
+            for pid in listed.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+            os.waitpid(-1, 0)  # its own children are ours from here on
+
+
+def _child(server: int, body: int, results: int, output: int) -> NoReturn:
     """Body of a child; leaves without the interpreter's tear-down."""
     code = 1
     try:
         die_with_parent()
+        if os.getppid() != server:  # it ended before the line above
+            os._exit(code)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides what ends
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -239,20 +274,20 @@ def _child(body: int, results: int, output: int) -> NoReturn:
 
 def work(request: dict[str, Any], results: int) -> None:
     """Compute the tasks of a request and write an outcome per line to a descriptor."""
-    from threadpoolctl import threadpool_limits
-
     from quantum.pipeline import Claims, Task, compute_features
     from quantum.schema import Resources
     from quantum.store import open_store
+    from quantum.threads import limit_threads
 
     if not request["tasks"]:
         return
     resources = Resources.model_validate(request["resources"])
-    limit = (resources.memory_mb + _MAPPED_MB) * _MIB
+    reserved = _RESERVED_MB * resources.threads if resources.threads > 1 else 0
+    limit = (resources.memory_mb + _MAPPED_MB + reserved) * _MIB
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     store = open_store(request["store"])
     claims = Claims(request["owner"]) if request["owner"] else None
-    with threadpool_limits(resources.threads):
+    with limit_threads(resources.threads):
         for text in request["tasks"]:
             outcome = compute_features(Task.model_validate(text), store, resources, claims)
             os.write(results, outcome.model_dump_json().encode() + b"\n")
@@ -262,11 +297,12 @@ def main() -> None:
     """Load the programs, then serve."""
     import importlib
 
-    die_with_parent()
+    _adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in _PRELOADED:
+    for name in (*_PRELOADED, *sys.argv[2:]):
         with contextlib.suppress(ImportError):  # a program that is not there is named when needed
             importlib.import_module(name)
+    code_version(), machine()  # asked once, and not by every child
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         serve(connection)
 

@@ -1,29 +1,47 @@
-"""Bring the objects of another store into this one."""
+"""Bring the objects of another store into this one; either may be a folder or on S3."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
-from quantum.base import IntegrityError, read_json
-from quantum.store import Store
+from quantum.base import IntegrityError
+from quantum.store_base import Progress, StoreLike
+
+_THREADS = 8  # requests to a server at a time; also the objects held in memory
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did: counts of copied, already present and kept conflicting objects."""
+    """What a merge did: objects copied, already present and kept in conflict; failures copied."""
 
     copied: int
     present: int
     conflicts: int
+    failures: int = 0
 
 
-def merge_stores(source: Store, target: Store, *, keep_mine: bool = False) -> MergeReport:
-    """Copy what the target lacks; nothing is copied if an object differs.
+def merge_stores(
+    source: StoreLike,
+    target: StoreLike,
+    *,
+    keep_mine: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Copy what the target lacks, object by object; nothing is copied if an object differs.
+
+    A merge that was interrupted goes on when it is called again. Failures are copied where the
+    target has neither an object nor a failure; claims are not copied.
 
     Parameters
     ----------
     keep_mine : bool
         Leave objects that differ as they are in the target, in place of refusing.
+    progress : callable, optional
+        Told the number of objects compared or copied, and of all.
 
     Raises
     ------
@@ -32,19 +50,49 @@ def merge_stores(source: Store, target: Store, *, keep_mine: bool = False) -> Me
         object of the source is damaged.
     """
     keys = list(source.keys())
-    present = [key for key in keys if target.has(key)]
-    conflicts = [key for key in present if _arrays(source, key) != _arrays(target, key)]
+    there = target.present(keys)
+    present = [key for key in keys if key in there]
+    lacking = [key for key in keys if key not in there]
+
+    def told(done: int) -> None:
+        if progress is not None:
+            progress(done, len(keys))
+
+    def differs(key: str) -> bool:
+        return source.numbers_of(key) != target.numbers_of(key)
+
+    conflicts = []
+    for done, (key, other) in enumerate(_side_by_side(differs, present), start=1):
+        conflicts += [key] if other else []
+        told(done)
     if conflicts and not keep_mine:
         raise IntegrityError(
-            f"{len(conflicts)} objects have other numbers in {source.root} than in {target.root}, "
-            f"first {conflicts[0][:16]}; nothing was merged. Keep this store's with --keep-mine"
+            f"{len(conflicts)} objects have other numbers in {source.location} than in "
+            f"{target.location}, first {conflicts[0][:16]}; nothing was merged. "
+            "Keep this store's with --keep-mine"
         )
-    copied = sum(target.put(source.get(key)) for key in keys if not target.has(key))
-    return MergeReport(copied, len(present) - len(conflicts), len(conflicts))
+    copied = 0
+    copies = _side_by_side(lambda key: target.put(source.get(key)), lacking)
+    for done, (_, won) in enumerate(copies, start=len(present) + 1):
+        copied += won
+        told(done)
+    failures = _copy_failures(source, target)
+    return MergeReport(copied, len(present) - len(conflicts), len(conflicts), failures)
 
 
-def _arrays(store: Store, key: str) -> dict[str, str]:
-    """Digest of every array of an object; scalars hold times and machine names too."""
-    folder = store.root / "objects" / key[:2] / key
-    table = read_json(folder / "record.json")["arrays"]
-    return {name: str(facts["sha256"]) for name, facts in table.items()}
+def _copy_failures(source: StoreLike, target: StoreLike) -> int:
+    failed = set(source.failed_keys())
+    failed -= target.present(failed)
+    failed -= set(target.failures(failed))
+    found = source.failures(failed)
+    for failure in found.values():
+        target.put_failure(failure)
+    return len(found)
+
+
+def _side_by_side(function: Callable[[str], T], keys: Sequence[str]) -> Iterator[tuple[str, T]]:
+    """Apply a function to keys in threads, a few at a time, in order."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for begin in range(0, len(keys), _THREADS):
+            part = keys[begin : begin + _THREADS]
+            yield from zip(part, pool.map(function, part), strict=True)

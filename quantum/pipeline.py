@@ -8,14 +8,15 @@ whatever `Executor` it is given.
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import pandas as pd
 
-from quantum.base import Frozen, IntegrityError, MedrecError, digest
+from quantum.base import DiskFullError, Frozen, IntegrityError, MedrecError, TransientError, digest
 from quantum.geometry import Geometry
 from quantum.molecule import Species
 from quantum.schema import PipelineSpec, Resources
@@ -27,6 +28,13 @@ STAGES: tuple[Stage, ...] = ("conformer", "scf", "elf", "features")
 # raise a stage's version when what it computes changes; its results get new names then
 STAGE_VERSIONS: dict[Stage, int] = {"conformer": 2, "scf": 2, "elf": 2, "features": 3}
 _STORE_FORMAT = 1
+_INPUTS: dict[Stage, tuple[Stage, ...]] = {
+    "conformer": (),
+    "scf": ("conformer",),
+    "elf": ("scf",),
+    "features": ("scf", "elf"),
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Task(Frozen):
@@ -182,13 +190,11 @@ def _compute(
 ) -> Outcome:
     keys, species = task.keys, task.species.key
     try:
-        there = store.present(keys[stage] for stage in task.stages)
+        left = open_stages(task, store)
     except MedrecError as error:
         return _failed(task, task.stages[0], error.kind, str(error))
-    for stage in task.stages:
+    for stage in left:
         key = keys[stage]
-        if key in there:
-            continue
         try:
             known = store.failure(key)
             if known is not None and known.kind == "input":
@@ -200,7 +206,9 @@ def _compute(
                     )
                 if claims and store.has(key):
                     continue
-                store.put(_run_stage(stage, task, keys, store, resources))
+                with _scratch():
+                    record = _run_stage(stage, task, keys, store, resources)
+                store.put(record)
                 computed.append(stage)
         except MedrecError as error:
             record_failure(store, task, stage, error.kind, str(error))
@@ -209,7 +217,36 @@ def _compute(
             message = f"out of memory ({task.species.n_atoms} atoms)"
             record_failure(store, task, stage, "resource", message)
             return _failed(task, stage, "resource", message)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            return _failed(task, stage, DiskFullError.kind, f"no space left in {store.location}")
     return Outcome(species_key=species, status="done" if computed else "present")
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[None]:
+    """A full disk while a stage computes is this machine's trouble and not the store's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise TransientError(f"no space left here for temporary files: {error}") from error
+
+
+def open_stages(task: Task, store: StoreLike) -> list[Stage]:
+    """Stages of a task without a result, and missing ones that they need.
+
+    An input can be missing though an earlier task had computed it: a damaged object is set aside.
+    """
+    keys = task.keys
+    there = store.present(keys.values())
+    left = {stage for stage in task.stages if keys[stage] not in there}
+    for stage in reversed(STAGES):
+        if stage in left:
+            left |= {item for item in _INPUTS[stage] if keys[item] not in there}
+    return [stage for stage in STAGES if stage in left]
 
 
 def _run_stage(
@@ -277,22 +314,35 @@ def unknown_failure(task: Task, error: BaseException) -> Outcome:
     )
 
 
-def wanted(tasks: Iterable[Task], store: StoreLike, retry: Sequence[str] = ()) -> list[Task]:
+def wanted(
+    tasks: Iterable[Task],
+    store: StoreLike,
+    retry: Sequence[str] = (),
+    attempts: Mapping[str, int] | None = None,
+) -> list[Task]:
     """Tasks with something left to do: not finished, and not failed (unless of a retried kind).
 
-    The store is asked for all keys at once.
+    The store is asked for all keys at once. Of equal tasks one is kept.
+
+    Parameters
+    ----------
+    attempts : mapping, optional
+        How often a kind of failure may be met; one that was recorded less often is no end yet.
     """
     planned = [(task, task.keys) for task in tasks]
     every = {keys[stage] for task, keys in planned for stage in task.stages}
     there = store.present(every)
-    failures = store.failures(every - there)
-    left = []
+    final = {
+        key
+        for key, failure in store.failures(every - there).items()
+        if failure.kind not in retry and failure.attempts >= (attempts or {}).get(failure.kind, 1)
+    }
+    left: dict[str, Task] = {}
     for task, keys in planned:
-        still = [keys[stage] for stage in task.stages if keys[stage] not in there]
-        blocked = [key for key in still if key in failures and failures[key].kind not in retry]
-        if still and not blocked:
-            left.append(task)
-    return left
+        still = {keys[stage] for stage in task.stages} - there
+        if still and not still & final:
+            left.setdefault(keys[task.stages[-1]], task)
+    return list(left.values())
 
 
 def run_many(

@@ -48,7 +48,6 @@ _OPEN_S = 30.0  # a mistyped endpoint is told soon; later faults have the whole 
 _FEW = 64
 _THREADS = 8
 _DIGEST_LENGTH = 64
-_NOBODY = '"00000000000000000000000000000000"'  # etag that no object has
 _FREE = "free"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip file can hold: no clock in the bytes
 
@@ -59,23 +58,25 @@ class RemoteStore:
     Parameters
     ----------
     url : str
-        ``s3://BUCKET/PREFIX``; the bucket must exist, the store is made when missing.
+        ``s3://BUCKET/PREFIX``; the bucket must exist.
     retry_s : float, optional
         Seconds to wait while the server does not answer; default ``MEDREC_STORE_RETRY_S`` or five
         minutes.
+    make : bool
+        Make the store if there is none. Without, the server is not asked whether it can write.
 
     Raises
     ------
     StoreError
-        If the server cannot be reached, refuses access or lacks conditional writes, or if the
-        store is of another format version.
+        If the server cannot be reached, refuses access or lacks conditional writes, if the store
+        is of another format version, or if there is none and none is to be made.
     ProgramMissingError
         If s3fs is not installed.
     """
 
-    def __init__(self, url: str, retry_s: float | None = None) -> None:
+    def __init__(self, url: str, retry_s: float | None = None, *, make: bool = True) -> None:
         self._files = S3Files(url, retry_s)
-        marker = _open(self._files)
+        marker = _open(self._files, make)
         where = hashlib.sha256(f"{self._files.url} {marker.get('id')}".encode()).hexdigest()
         self._cache: ObjectCache | None = open_cache(where[:16])
 
@@ -95,7 +96,7 @@ class RemoteStore:
 
         Raises
         ------
-        ResourceError
+        DiskFullError
             If the server has no space left.
         TransientError
             If the server did not answer for too long.
@@ -204,8 +205,9 @@ class RemoteStore:
         yield from self._listed("failures", ".json")
 
     def _listed(self, folder: str, suffix: str, start: str = "") -> list[str]:
-        names = self._files.names(folder, start)
-        return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+        paths = self._files.paths(f"{folder}/{start}")
+        names = [path.removeprefix(f"{folder}/") for path in paths if path.endswith(suffix)]
+        return [name.removesuffix(suffix) for name in names]
 
     def present(self, keys: Iterable[str]) -> set[str]:
         """Those of some keys that have a finished object; many are found by listing."""
@@ -214,7 +216,9 @@ class RemoteStore:
             return self._found("objects", ".npz", wanted)
         names = sorted(wanted)
         with ThreadPoolExecutor(_THREADS) as pool:
-            return {key for key, there in zip(names, pool.map(self.has, names)) if there}
+            return {
+                key for key, there in zip(names, pool.map(self.has, names), strict=True) if there
+            }
 
     def _found(self, folder: str, suffix: str, wanted: set[str]) -> set[str]:
         """Keys that a folder holds, listed at once in parts by their first digit."""
@@ -230,7 +234,7 @@ class RemoteStore:
             wanted = self._found("failures", ".json", wanted)
         names = sorted(wanted)
         with ThreadPoolExecutor(_THREADS) as pool:
-            read = dict(zip(names, pool.map(self.failure, names)))
+            read = dict(zip(names, pool.map(self.failure, names), strict=True))
         return {key: failure for key, failure in read.items() if failure is not None}
 
     def verify(self, progress: Progress | None = None) -> tuple[int, list[str]]:
@@ -239,7 +243,8 @@ class RemoteStore:
         with ThreadPoolExecutor(_THREADS) as pool:
             for begin in range(0, len(names), _THREADS):
                 part = names[begin : begin + _THREADS]
-                damaged += [key for key, fine in zip(part, pool.map(self._is_sound, part)) if not fine]
+                sound = pool.map(self._is_sound, part)
+                damaged += [key for key, fine in zip(part, sound, strict=True) if not fine]
                 if progress is not None:
                     progress(begin + len(part), len(names))
         return len(names), damaged
@@ -319,15 +324,13 @@ def _holder(claim: Found) -> str:
 # --------------------------------------------------------------------------- opening
 
 
-def _open(files: S3Files) -> dict[str, Any]:
-    """Find or make the marker of a store and try what the store rests on.
-
-    The same bytes are written again under conditions that do not hold, so that a server without
-    conditional writes does no harm here.
-    """
+def _open(files: S3Files, make: bool) -> dict[str, Any]:
+    """Find or make the marker of a store and try what the store rests on."""
     hasty = S3Files(files.url, min(files.budget_s, _OPEN_S))
     try:
         found = hasty.read("store.json")
+        if found is None and not make:
+            raise StoreError(f"no store at {files.url}; expected store.json below this prefix")
         if found is None:
             marker = {"format": REMOTE_FORMAT, "layout": "one npz per key", "id": uuid.uuid4().hex}
             hasty.create("store.json", canonical_json(marker).encode())
@@ -335,21 +338,22 @@ def _open(files: S3Files) -> dict[str, Any]:
         if found is None:
             raise StoreError(f"the store {files.url} does not show an object just written")
         content = check_format(found.data.decode(errors="replace"), REMOTE_FORMAT, files.url)
-        if "store.json" not in [f"store{name}" for name in _beside(hasty)]:
-            raise StoreError(f"the store {files.url} does not list an object just written")
-        created = hasty.create("store.json", found.data)
-        if created or hasty.replace("store.json", found.data, _NOBODY):
-            raise StoreError(
-                f"the server of {files.url} lacks conditional writes (If-None-Match and If-Match "
-                "of PUT); results could be overwritten there: use another server or a folder"
-            )
+        if make:
+            _probe(hasty, found.data)
     except TransientError as error:
         raise StoreError(f"{error}; check the endpoint (AWS_ENDPOINT_URL_S3)") from error
     return content
 
 
-def _beside(files: S3Files) -> list[str]:
-    return files.names_beginning("store")
+def _probe(files: S3Files, marker: bytes) -> None:
+    """Try what the store rests on, at the marker."""
+    if "store.json" not in files.paths("store.json"):
+        raise StoreError(f"the store {files.url} does not list an object just written")
+    if not files.keeps_conditions("store.json", marker):
+        raise StoreError(
+            f"the server of {files.url} lacks conditional writes (If-None-Match and If-Match "
+            "of PUT); results could be overwritten there: use another server or a folder"
+        )
 
 
 # --------------------------------------------------------------------------- bytes of an object

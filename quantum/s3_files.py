@@ -10,30 +10,37 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from quantum.base import ProgramMissingError, ResourceError, StoreError
+from quantum.base import DiskFullError, ProgramMissingError, StoreError
 from quantum.store_retry import Retry, retry_budget
 
 SCHEME = "s3://"
 _PART_BYTES = 8 * 2**20  # S3 takes no parts below 5 MiB
 _CONNECT_S, _READ_S = 10, 60  # of one attempt; the budget decides when to give up
 _CONNECTIONS = 32
-_ABSENT, _REFUSED = 404, 412
+_ABSENT, _REFUSED, _EMPTY = 404, 412, 416
 _DENIED = (401, 403)
 _PASSING = (408, 409, 425, 429)  # 409: two conditional writes at the same moment
 _PASSING_CODES = ("RequestTimeout", "SlowDown", "IncompleteBody", "BadDigest", "InternalError")
 _DENIED_CODES = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 _FULL_CODES = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage")
 _FULL = 507
+_SIGNATURE = "write"  # name of the metadata that tells writes apart
+_NOBODY = '"00000000000000000000000000000000"'  # etag that no object has
 T = TypeVar("T")
 _clients: dict[tuple[int, str], Any] = {}
 
 
 class _AbsentError(Exception):
     """There is no such object."""
+
+
+class _EmptyError(Exception):
+    """The object has no first byte."""
 
 
 class _RefusedError(Exception):
@@ -80,17 +87,16 @@ class S3Files:
     def _key(self, path: str) -> str:
         return f"{self.prefix}/{path}" if self.prefix else path
 
-    def _run(
-        self, operation: Callable[[Any], Awaitable[T]], on_fault: Callable[[], None] | None = None
-    ) -> T:
+    def _run(self, operation: Callable[[Any], Awaitable[T]]) -> T:
         """Run a coroutine function of the client on its own thread, again while it must wait."""
         from fsspec.asyn import sync
 
         def once() -> T:
             client = _client(self.url)
-            return sync(client.loop, operation, client)  # type: ignore[no-any-return]
+            found: T = sync(client.loop, operation, client)
+            return found
 
-        return Retry(self.url, self.budget_s, (Exception,), _explain)(once, on_fault)
+        return Retry(self.url, self.budget_s, (Exception,), _explain)(once)
 
     # ------------------------------------------------------------------ reading
 
@@ -104,7 +110,10 @@ class S3Files:
         One byte is asked for: unlike a request for the head alone, the answer tells a missing
         bucket from a missing object.
         """
-        return self._get(path, Range="bytes=0-0")
+        try:
+            return self._get(path, Range="bytes=0-0")
+        except _EmptyError:
+            return self._get(path)
 
     def _get(self, path: str, **more: str) -> Found | None:
         async def operation(client: Any) -> Found:
@@ -122,18 +131,18 @@ class S3Files:
         except _AbsentError:
             return None
 
-    def names(self, folder: str, start: str = "") -> list[str]:
-        """Names below a folder that begin in some way, sorted; one request per 1000."""
-        head = self._key(f"{folder}/")
+    def paths(self, start: str) -> list[str]:
+        """Paths of all objects that begin in some way, sorted; one request per 1000."""
+        cut = len(self._key(""))
 
         async def operation(client: Any) -> list[str]:
             found: list[str] = []
             more: dict[str, str] = {}
             while True:
                 page = await client._call_s3(
-                    "list_objects_v2", Bucket=self.bucket, Prefix=head + start, **more
+                    "list_objects_v2", Bucket=self.bucket, Prefix=self._key(start), **more
                 )
-                found += [item["Key"].removeprefix(head) for item in page.get("Contents", [])]
+                found += [item["Key"][cut:] for item in page.get("Contents", [])]
                 if not page.get("IsTruncated"):
                     return found
                 more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -147,55 +156,87 @@ class S3Files:
 
         Raises
         ------
-        ResourceError
+        DiskFullError
             If the server has no space left.
         """
+        notes = _signed(metadata)
+        return self._write(path, notes, self._creation(path, data, notes))
 
+    def _creation(
+        self, path: str, data: bytes, notes: dict[str, str]
+    ) -> Callable[[Any], Awaitable[None]]:
         async def operation(client: Any) -> None:
             await client._pipe_file(
                 f"{self.bucket}/{self._key(path)}",
                 data,
                 chunksize=_PART_BYTES,
                 mode="create",
-                Metadata=metadata or {},
+                Metadata=notes,
             )
 
-        return self._write(path, data, operation)
+        return operation
 
     def replace(self, path: str, data: bytes, etag: str) -> bool:
         """Write an object if its content is still the one of the etag."""
-
-        async def operation(client: Any) -> None:
-            await client._call_s3(
-                "put_object", Bucket=self.bucket, Key=self._key(path), Body=data, IfMatch=etag
-            )
-
+        notes = _signed()
         try:
-            return self._write(path, data, operation)
+            return self._write(path, notes, self._replacement(path, data, notes, etag))
         except _AbsentError:
             return False
 
-    def _write(
-        self, path: str, data: bytes, operation: Callable[[Any], Awaitable[None]]
-    ) -> bool:
-        faults: list[None] = []
+    def _replacement(
+        self, path: str, data: bytes, notes: dict[str, str], etag: str
+    ) -> Callable[[Any], Awaitable[None]]:
+        async def operation(client: Any) -> None:
+            await client._call_s3(
+                "put_object",
+                Bucket=self.bucket,
+                Key=self._key(path),
+                Body=data,
+                IfMatch=etag,
+                Metadata=notes,
+            )
+
+        return operation
+
+    def keeps_conditions(self, path: str, data: bytes) -> bool:
+        """Tell whether the server refuses writes whose condition does not hold.
+
+        Parameters
+        ----------
+        data : bytes
+            What the object at the path holds, so that a careless server changes nothing.
+        """
+        notes = _signed()
+        writes = (
+            self._creation(path, data, notes),
+            self._replacement(path, data, notes, _NOBODY),
+        )
+        return all(self._is_refused(write) for write in writes)
+
+    def _is_refused(self, write: Callable[[Any], Awaitable[None]]) -> bool:
         try:
-            self._run(operation, lambda: faults.append(None))
+            self._run(write)
+        except _RefusedError:
+            return True
+        return False
+
+    def _write(
+        self, path: str, notes: dict[str, str], operation: Callable[[Any], Awaitable[None]]
+    ) -> bool:
+        try:
+            self._run(operation)
             return True
         except _RefusedError:
-            if not faults:
-                return False
-        # an answer was lost: was it our own earlier attempt that went through?
-        now = self.read(path)
-        return now is not None and _sha(now.data) == _sha(data)
+            # if an answer was lost, it may be our own first attempt that stands in the way
+            now = self.facts(path)
+            return now is not None and now.metadata.get(_SIGNATURE) == notes[_SIGNATURE]
 
     def overwrite(self, path: str, data: bytes) -> None:
         """Write an object whatever is there."""
 
         async def operation(client: Any) -> None:
-            await client._call_s3(
-                "put_object", Bucket=self.bucket, Key=self._key(path), Body=data
-            )
+            await client._call_s3("put_object", Bucket=self.bucket, Key=self._key(path), Body=data)
 
         self._run(operation)
 
@@ -217,8 +258,9 @@ class S3Files:
             return
 
 
-def _sha(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+def _signed(metadata: dict[str, str] | None = None) -> dict[str, str]:
+    """Metadata with a mark that no other write has."""
+    return {**(metadata or {}), _SIGNATURE: uuid.uuid4().hex}
 
 
 # --------------------------------------------------------------------------- client
@@ -259,18 +301,22 @@ def _explain(error: BaseException, where: str) -> str:
     said = f"{code} {text}".strip()
     if code == "NoSuchBucket":
         raise StoreError(f"no bucket for the store {where}; make it first") from error
+    if code == "NoSuchUpload":  # a server that forgot half an upload takes the whole one
+        return said
     if status == _ABSENT:
         raise _AbsentError(said) from error
     if status == _REFUSED:
         raise _RefusedError(said) from error
+    if status == _EMPTY:
+        raise _EmptyError(said) from error
     if code in _FULL_CODES or status == _FULL:
-        raise ResourceError(f"no space left in the store {where} ({said})") from error
+        raise DiskFullError(f"no space left in the store {where} ({said})") from error
     if status in _DENIED or code in _DENIED_CODES:
         raise StoreError(
             f"the store {where} refuses access ({said}); expected credentials with the right to "
             "list, read, write and remove objects there"
         ) from error
-    if code in _PASSING_CODES or status in _PASSING or status >= 500 and status != 501:
+    if code in _PASSING_CODES or status in _PASSING or (status >= 500 and status != 501):
         return f"{said} (HTTP {status})"
     raise StoreError(f"the store {where} answers {said} (HTTP {status})") from error
 

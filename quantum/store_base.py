@@ -144,7 +144,7 @@ def encode(record: Record) -> tuple[dict[str, Any], dict[str, bytes]]:
     files, table = {}, {}
     for name, array in record.arrays.items():
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        np.save(buffer, np.asarray(array, order="C"), allow_pickle=False)
         files[name] = buffer.getvalue()
         table[name] = {
             "shape": list(array.shape),

@@ -26,14 +26,14 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # what a shared file system says when its server or the network is away
-_AWAY = frozenset(
-    getattr(errno, name)
-    for name in (
-        "EIO ESTALE ETIMEDOUT EAGAIN EBUSY EINTR EREMOTEIO ENOTCONN ENODEV ENXIO ESHUTDOWN EHOSTDOWN "
-        "EHOSTUNREACH ENETDOWN ENETUNREACH ENETRESET ECONNREFUSED ECONNRESET ECONNABORTED EPIPE ENOLINK"
-    ).split()
-    if hasattr(errno, name)
+# fmt: off
+_NAMES = (
+    "EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "EREMOTEIO", "ENOTCONN", "ENODEV",
+    "ENXIO", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET",
+    "ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "EPIPE", "ENOLINK",
 )
+# fmt: on
+_AWAY = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -68,7 +68,7 @@ def explain_os_error(error: BaseException, where: str) -> str:
     Raises
     ------
     StoreError
-        If reading or writing is not permitted.
+        If reading or writing is not permitted, or a file is where a folder belongs.
     BaseException
         The error itself if it is of another kind, such as a missing file or a full disk.
     """
@@ -76,6 +76,11 @@ def explain_os_error(error: BaseException, where: str) -> str:
         raise StoreError(
             f"the store {where} refuses access ({error.strerror}: {error.filename}); "
             "expected the right to read and write there"
+        ) from error
+    if isinstance(error, NotADirectoryError):
+        raise StoreError(
+            f"the store {where} cannot be used: a part of {error.filename} is a file, "
+            "expected a folder"
         ) from error
     if isinstance(error, OSError) and error.errno in _AWAY:
         return f"{error.strerror or type(error).__name__} ({errno.errorcode[error.errno or 0]})"
@@ -103,13 +108,8 @@ class Retry:
     catch: tuple[type[BaseException], ...] = (OSError,)
     explain: Callable[[BaseException, str], str] = explain_os_error
 
-    def __call__(self, action: Callable[[], T], on_fault: Callable[[], None] | None = None) -> T:
+    def __call__(self, action: Callable[[], T]) -> T:
         """Run an action.
-
-        Parameters
-        ----------
-        on_fault : callable, optional
-            Called after every fault that may pass.
 
         Raises
         ------
@@ -122,8 +122,6 @@ class Retry:
                 return action()
             except self.catch as error:
                 text, cause = self.explain(error, self.where), error
-            if on_fault is not None:
-                on_fault()
             waited = time.monotonic() - start
             if waited + pause > self.budget_s:
                 raise TransientError(

@@ -10,7 +10,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # a developer's own folders must not reach the tests
-for _name in ("MEDREC_HOME", "MEDREC_DATA", "MEDREC_RAY_ADDRESS"):
+for _name in (
+    "MEDREC_HOME",
+    "MEDREC_DATA",
+    "MEDREC_RAY_ADDRESS", "MEDREC_MLFLOW",
+    "MEDREC_STORE",
+    "MEDREC_STORE_CACHE",
+    "MEDREC_STORE_RETRY_S",
+):
     os.environ.pop(_name, None)
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,6 @@ from medrec.report.page import Page, escape, facts, paragraph, table
 from medrec.runs import Home, Run
 from quantum.base import InputError, MedrecError, code_version, now_utc, write_text_atomic
 from quantum.molecule import species_from_smiles
-from quantum.store import Store
 
 _HEADINGS = {
     "jaccard": "Jaccard",
@@ -323,7 +322,7 @@ def _largest_map(
     # the atlas has features without maps; only what was computed here can be drawn
     present = features.species[features.species["elf_key"].notna()]
     row = present.sort_values(["n_atoms", "smiles"], ascending=[False, True]).iloc[0]
-    record = Store(home.store).get(str(row["elf_key"]))
+    record = home.open_store().get(str(row["elf_key"]))
     smiles = str(row["smiles"])
     formula = CalcMolFormula(Chem.AddHs(Chem.MolFromSmiles(smiles)))
     return ElfMap.from_record(record, f"{_class_of(cohort, smiles)}{formula}"), smiles

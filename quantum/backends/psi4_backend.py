@@ -146,7 +146,7 @@ class Psi4Backend:
 
 def executable() -> str | None:
     """Path of the program."""
-    return os.environ.get("MEDREC_PSI4") or shutil.which("psi4")
+    return shutil.which(os.environ.get("MEDREC_PSI4") or "psi4")
 
 
 @cache

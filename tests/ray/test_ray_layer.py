@@ -13,24 +13,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from medrec.config import (
     FeatureRunConfig,
     PretrainRunConfig,
     TrainConfig,
-    TuneConfig,
 )
 from medrec.runs import Home, Run
 from orchestration.cluster import check_shared, ensure_ray, require
 from orchestration.console import Terminal
 from orchestration.features import run_features
-from orchestration.search import complete_trials, open_study
 from orchestration.tasks import RayExecutor
 from orchestration.train import run_pretrain
-from orchestration.tune import run_tune
-from quantum.base import ConfigError, ResourceError
+from quantum.base import ResourceError
 from quantum.molecule import species_from_smiles
 from quantum.pipeline import Outcome, Task
 from quantum.schema import CalculationSpec, GridSpec, PipelineSpec
@@ -287,94 +283,3 @@ def test_ctrl_c_in_pretraining_is_an_interruption_and_handlers_come_back(feature
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     (folder,) = home.runs.glob("cut-*")
     assert Run.load(folder).record()["status"] == "interrupted"
-
-
-def tune_config(n_trials: int, name: str = "search") -> TuneConfig:
-    return TuneConfig.model_validate(
-        {
-            "name": name,
-            "base": {
-                "name": "m",
-                "model": {"name": "molerec", "d_model": 16, "representation": {"layers": 2}},
-                "optim": {"epochs": 6, "patience": 6, "lr": 5e-3},
-            },
-            "space": {
-                "model.d_model": {"type": "choice", "values": [8, 16]},
-                "model.representation.layers": {"type": "int", "low": 1, "high": 2},
-                "loss.ddi_target": {"type": "uniform", "low": 0.02, "high": 0.2},
-            },
-            "objectives": [
-                {"metric": "jaccard", "mode": "max"},
-                {"metric": "ddi_rate", "mode": "min"},
-            ],
-            "n_trials": n_trials,
-            "asha": {"grace_epochs": 2, "reduction_factor": 2},
-        }
-    )
-
-
-KILLED_TUNE = """
-import sys
-from pathlib import Path
-from medrec.config import TuneConfig
-from medrec.data.cohort import Cohort
-from medrec.runs import Home
-from orchestration.tune import run_tune
-home, cohort, config = sys.argv[1:]
-run_tune(
-    TuneConfig.model_validate_json(config), Cohort.load(Path(cohort)), Home(Path(home)), None,
-    on_trial=lambda done, wanted, note: print("done", done, flush=True),
-)
-"""
-
-
-def test_a_search_goes_on_after_a_killed_driver(ray, synthetic, tmp_path):
-    _, cohort = synthetic
-    home, config = Home(tmp_path), tune_config(5)
-    arguments = [home.root, cohort.folder, config.model_dump_json()]
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED_TUNE, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as driver:
-        for line in driver.stdout:
-            if line.strip() == "done 1":
-                break
-        driver.send_signal(signal.SIGKILL)
-    (folder,) = home.runs.glob("search-*")
-    before = {t.number for t in complete_trials(open_study(folder, config))}
-    assert 1 <= len(before) < 5
-    run = run_tune(config, cohort, home, None)
-    trials = complete_trials(open_study(folder, config))
-    assert len(trials) == 5
-    assert before <= {t.number for t in trials}
-    parameters = [tuple(sorted(t.params.items())) for t in trials]
-    assert len(set(parameters)) == 5
-    table = pd.read_parquet(run.folder / "trials.parquet")
-    assert table["pareto"].any()
-    assert table["epochs"].between(2, 6).all()
-    assert (table["full_budget"] == (table["epochs"] == 6)).all()
-    best = table[table["pareto"]]
-    for _, row in table.iterrows():
-        dominated = (best["jaccard"] > row["jaccard"]) & (best["ddi_rate"] < row["ddi_rate"])
-        assert not (row["pareto"] and dominated.any())
-
-
-def test_one_objective_is_enough(ray, synthetic, tmp_path):
-    plain = tune_config(2, "single").model_dump(mode="json")
-    plain |= {"objectives": [{"metric": "jaccard", "mode": "max"}], "sampler": "random"}
-    run = run_tune(TuneConfig.model_validate(plain), synthetic[1], Home(tmp_path), None)
-    best = run.report()["best"]
-    trials = pd.read_parquet(run.folder / "trials.parquet")
-    assert len(trials) == 2
-    assert best
-    assert {item["jaccard"] for item in best} == {trials["jaccard"].max()}
-
-
-def test_a_search_that_cannot_run_says_why(ray, synthetic, tmp_path):
-    config = tune_config(1).model_copy(update={"objectives": ()})
-    broken = config.model_dump(mode="json")
-    broken["objectives"] = [{"metric": "accuracy", "mode": "max"}]
-    with pytest.raises(ConfigError, match="none of: jaccard"):
-        run_tune(TuneConfig.model_validate(broken), synthetic[1], Home(tmp_path), None)

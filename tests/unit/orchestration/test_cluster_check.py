@@ -29,13 +29,13 @@ from orchestration.cluster_check import RULES, check_cluster_file
 from orchestration.cluster_files import read_cluster_file
 from orchestration.cluster_starts import Start, slurm_bytes
 from orchestration.cluster_workloads import (
-    CHILD_EXTRA_MB,
     MIB,
     WORKLOADS,
     Pool,
     Workload,
+    idle_cores,
     obstacle,
-    overcommitted,
+    serving,
     slots,
     unmet,
 )
@@ -458,8 +458,57 @@ MUTATIONS = [
         '"CPU": 8',
         [
             "workload 'pretrain-gpu' needs 1 GPU; no pool has one",
-            "pool gpu_train: 8 'dft' tasks start on one machine, its memory holds 4",
+            "workload 'tune-gpu' needs 0.25 GPU; no pool has one",
         ],
+    ),
+    (
+        "workloads_fit",
+        "onprem.yaml",
+        "--memory=206158430208",
+        "--memory=8589934592",
+        ["workload 'dft' no pool can run it: worker needs 9,000 MiB, has 8,192 MiB"],
+    ),
+    (
+        "workloads_fit",
+        "gcp.yaml",
+        "51539607552}\n    labels: {market: spot, pool: conformers}",
+        "8589934592}\n    labels: {market: spot, pool: conformers}",
+        ["pool conformers_spot: memory holds 2 'conformers' tasks (4,000 MiB each), so 2 of 4"],
+    ),
+    (
+        "memory_is_stated",
+        "gcp.yaml",
+        '"CPU": 4, "memory": 51539607552',
+        '"CPU": 4',
+        ["pool conformers_spot does not state its memory: no machine of it would be started"],
+    ),
+    (
+        "local_head_starts_workers",
+        "onprem.yaml",
+        "RAY_enable_autoscaler_v2=0 RAY_AUTH",
+        "RAY_AUTH",
+        ["head start does not set RAY_enable_autoscaler_v2=0: with provider 'local'"],
+    ),
+    (
+        "local_head_starts_workers",
+        "onprem.yaml",
+        "export RAY_enable_autoscaler_v2=0",
+        "export RAY_enable_autoscaler_v2=1",
+        ["head start does not set RAY_enable_autoscaler_v2=0: with provider 'local'"],
+    ),
+    (
+        "local_head_starts_workers",
+        "onprem.yaml",
+        " --node-ip-address=10.0.0.1",
+        "",
+        ["head start: --node-ip-address is missing, provider.head_ip is 10.0.0.1"],
+    ),
+    (
+        "local_head_starts_workers",
+        "onprem.yaml",
+        "head_ip: 10.0.0.1",
+        "head_ip: 10.1.0.1",
+        ["head start: --node-ip-address is 10.0.0.1, provider.head_ip is 10.1.0.1"],
     ),
     (
         "workloads_fit",
@@ -471,9 +520,12 @@ MUTATIONS = [
     (
         "workloads_fit",
         "slurm.sbatch",
-        "--mem=180G",
+        "--mem=190G",
         "--mem=90G",
-        ["pool worker: 16 'dft' tasks start on one machine, its memory holds 8 (11,000 MiB each)"],
+        [
+            "pool worker: memory holds 10 'dft' tasks (9,000 MiB each), so 6 of 16 cores would "
+            "idle; give fewer CPUs or more memory"
+        ],
     ),
     (
         "workloads_fit",
@@ -600,28 +652,47 @@ def _pool(**resources: float) -> Pool:
 
 
 def test_fit_of_tasks():
-    task = Workload("t", "", {"CPU": 4}, memory_mb=1024)
+    task = Workload("t", "", {"CPU": 4, "memory": 1024 * MIB}, pool="own")
     assert obstacle(task, _pool(CPU=4)) is None
     assert obstacle(task, _pool(CPU=3)) == "needs 4 CPU, has 3"
-    assert obstacle(task, _pool(CPU=4, memory=512 * MIB)) == "needs 1,024 MiB, has 512"
+    assert obstacle(task, _pool(CPU=4, memory=512 * MIB)) == "needs 1,024 MiB, has 512 MiB"
     assert slots(task, _pool(CPU=11)) == 2
+    assert slots(task, _pool(CPU=11, memory=2047 * MIB)) == 1
     assert slots(task, _pool(CPU=3)) == 0
-    assert overcommitted(task, _pool(CPU=8, memory=2048 * MIB)) is None
-    assert overcommitted(task, _pool(CPU=8, memory=2047 * MIB)) is not None
-    assert overcommitted(task, _pool(CPU=8, GPU=1, memory=2047 * MIB)) is None
     assert unmet(task, [_pool(CPU=3)]) == "needs 4 CPU on one machine; the largest pool has 3"
+    assert unmet(task, [_pool(CPU=4, memory=MIB)]) == (
+        "needs 1,024 MiB on one machine; the largest pool has 1 MiB"
+    )
     group = Workload("g", "", {"CPU": 4}, count=5)
     assert unmet(group, [_pool(CPU=8)]) == "needs 5 at a time; at most 4 fit into a"
     assert unmet(group, [_pool(CPU=12)]) is None
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 0.3, 1.0])
+def test_shares_of_a_gpu(share):
+    trial = Workload("t", "", {"CPU": 1, "GPU": share})
+    expected = {0.1: 10, 0.2: 5, 0.25: 4, 0.3: 3, 1.0: 1}[share]
+    assert slots(trial, _pool(CPU=16, GPU=1)) == expected
+    assert slots(trial, _pool(CPU=2, GPU=1)) == min(expected, 2)
+
+
+def test_own_pool_comes_first_and_any_other_will_do():
+    task = Workload("t", "", {"CPU": 1, "memory": MIB}, pool="own")
+    own, other = Pool("b", False, {"CPU": 1}, {"pool": "own"}), _pool(CPU=1)
+    assert [pool.name for pool in serving(task, [other, own])] == ["b", "a"]
+    assert unmet(task, [other]) is None
+    small = Pool("b", False, {"CPU": 8, "memory": 4 * MIB}, {"pool": "own"})
+    assert "4 of 8 cores would idle" in str(idle_cores(task, small))
+    assert idle_cores(task, Pool("b", False, {"CPU": 8}, {"pool": "own"})) is None
+    assert idle_cores(task, Pool("b", False, {"CPU": 8, "memory": 4 * MIB}, {})) is None
 
 
 def test_workloads_cover_the_shipped_configurations():
     """The table says at least what the largest shipped configuration asks for."""
     configs = ROOT / "configs"
     runs = [load_config(path, FeatureRunConfig) for path in (configs / "quantum").glob("*.yaml")]
-    assert max(run.resources.memory_mb for run in runs) + CHILD_EXTRA_MB == (
-        WORKLOADS["dft"].memory_mb
-    )
+    most_mb = max(run.resources.memory_mb for run in runs)
+    assert most_mb * MIB == WORKLOADS["dft"].resources["memory"]
     assert max(run.resources.threads for run in runs) == WORKLOADS["dft"].resources["CPU"]
     fits = [
         load_config(path, kind).scaling
@@ -642,6 +713,7 @@ def test_workloads_cover_the_shipped_configurations():
         load_config(path, PropertyTuneConfig) for path in (configs / "searches").glob("*.yaml")
     ]
     assert max(item.cpus_per_trial for item in searches) <= WORKLOADS["tune"].resources["CPU"]
+    assert max(item.gpus_per_trial for item in searches) <= WORKLOADS["tune-gpu"].resources["GPU"]
 
 
 def test_files_name_the_ray_that_the_lock_pins():
@@ -673,7 +745,7 @@ def run(*arguments: object):
 def test_command_shows_tables_when_fine():
     done = run(AWS, FOLDER / "slurm.sbatch")
     assert done.exit_code == 0
-    assert "(ray up): fine, 8 REPLACE to fill in first" in done.stdout
+    assert "(ray up): fine, 9 REPLACE to fill in first" in done.stdout
     assert "(Slurm): fine" in done.stdout
     assert "gpu_train (1)" in done.stdout
 

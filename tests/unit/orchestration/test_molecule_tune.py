@@ -16,7 +16,7 @@ from medrec.runs import Home, Run
 from orchestration import cli, molecule_tune
 from orchestration.console import Terminal
 from orchestration.molecule_tune import check_encoders, tune_properties, with_objectives
-from orchestration.search import open_study, to_distribution
+from orchestration.search import TrialLog, open_study, to_distribution
 from quantum.base import ConfigError, InputError
 
 SMILES = (
@@ -105,22 +105,25 @@ def test_a_pretrained_encoder_of_another_size_is_refused_before_any_trial(librar
         check_encoders(config(), state)
 
 
-def test_a_trial_reports_the_score_and_the_size_of_the_encoder(library, tmp_path, monkeypatch):
+def test_a_trial_reports_the_score_and_the_size_of_the_encoder(library, monkeypatch):
     rows: list[dict] = []
     monkeypatch.setattr("ray.tune.report", rows.append)
     settings = {
         "config": with_objectives(config(), library).model_dump(mode="json"),
         "library": str(library.folder),
         "start": None,
-        "details": str(tmp_path / "trials.jsonl"),
     }
     for d_model in (4, 8):
-        molecule_tune._trial({"encoder.d_model": d_model}, settings)
+        molecule_tune._trial({"encoder.d_model": d_model}, settings, TrialLog())
     assert [row["epochs"] for row in rows] == [1, 2, 1, 2]
+    assert {row["budget"] for row in rows} == {2}
     assert rows[1]["valid_mae"] <= rows[0]["valid_mae"]
     assert rows[0]["parameters"] < rows[2]["parameters"]
-    lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
-    assert [line["full_budget"] for line in lines] == [False, True, False, True]
+    # the seeds of a trial are other networks on the same split
+    second = TrialLog(repeat=1, repeats=2)
+    molecule_tune._trial({"encoder.d_model": 8}, settings, second)
+    assert len(rows) == 4
+    assert second.last["valid_mae"] != rows[3]["valid_mae"]
 
 
 def test_the_best_trial_is_trained_again_and_evaluated_once(library, tmp_path, monkeypatch, capsys):
