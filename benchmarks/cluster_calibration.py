@@ -47,10 +47,13 @@ STANDARD = CONFIG.pipeline
 
 @dataclass(frozen=True)
 class Assumed:
-    """What was not measured. Prices are round figures, not quotations."""
+    """What was not measured. Prices are round figures, not quotations.
+
+    Nodes are those of ``cluster.yaml``: 16 cores, a quarter of 256 GB left to the system.
+    """
 
     cores_per_node: int = 16
-    node_memory_gb: float = 64.0
+    node_memory_gb: float = 256.0
     memory_share_of_tasks: float = 0.75
     spot_usd_per_node_hour: float = 1.00
     head_usd_per_hour: float = 0.40

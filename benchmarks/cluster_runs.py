@@ -15,7 +15,7 @@ from simulate import Array, Batch, Cluster, Driver, Result, SharedStore, simulat
 from orchestration.features import _WINDOW_WHEN_GROWING as LEAST_WINDOW
 from orchestration.graph import _ALONE_FROM_S as ALONE_FROM_S
 from orchestration.graph import _ELF_SHARE as ELF_SHARE
-from orchestration.graph import SECONDS_PER_BATCH
+from orchestration.graph import SECONDS_PER_BATCH, memory_shape
 from orchestration.tasks import _GATHER as GATHER
 from quantum.cost import (
     n_basis_functions,
@@ -27,7 +27,7 @@ from quantum.molecule import Species
 
 POLICIES = ("largest first", "submission order", "smallest first", "random")
 OURS, NAIVE = POLICIES[:2]
-LEAST_MB, CONFORMERS_MB = 500.0, 1000.0
+CONFORMERS_MB = memory_shape(1000.0)
 # columns of `facts_of`
 SECONDS, FUNCTIONS, CONFORMER, MEMORY, HAS_SCF = range(5)
 
@@ -120,7 +120,7 @@ def cut(molecules: Molecules, bytes_per_function: float) -> Work:
     share[large] -= ELF_SHARE
     orbitals, map_bytes = 8 * facts[:, FUNCTIONS] ** 2, bytes_per_function * facts[:, FUNCTIONS]
     first_bytes = orbitals + np.where(share < 1, 0.0, map_bytes)
-    conformers = _conformer_batches(molecules)
+    conformers, shapes = _conformer_batches(molecules), np.vectorize(memory_shape, otypes=[float])
     n, k, last = len(number), len(conformers), float(len(molecules.core_s))
     most = float(CONFIG.resources.memory_mb)
     return Work(
@@ -129,8 +129,8 @@ def cut(molecules: Molecules, bytes_per_function: float) -> Work:
         number=np.concatenate([number, number[large] + 0.5, np.full(k, last)]),
         memory_mb=np.concatenate(
             [
-                np.clip(facts[:, MEMORY], LEAST_MB, most),
-                np.clip(facts[large, MEMORY] * 0.5, LEAST_MB, most),
+                np.minimum(shapes(facts[:, MEMORY]), most),
+                np.minimum(shapes(facts[large, MEMORY] * 0.5), most),
                 np.full(k, CONFORMERS_MB),
             ]
         ),
@@ -255,13 +255,15 @@ def changes(found: Calibration, nodes: int) -> dict[str, dict[str, Any]]:
     free = replace(found, driver_task_s=0.0, driver_in_flight_s=0.0)
     fast = replace(ASSUMED, store_bytes_per_s=1e10)
     often = replace(ASSUMED, preemptions_per_node_hour=0.2)
+    small = replace(ASSUMED, node_memory_gb=64.0)
     twice = 2 * ASSUMED.cores_per_node * nodes
     return {
         "none": {},
         f"max_in_flight {twice}": {"window": twice},
         "four cores per task": {"threads": 4},
         "128 GB per node": {"assumed": replace(ASSUMED, node_memory_gb=128.0)},
-        "256 GB per node": {"assumed": replace(ASSUMED, node_memory_gb=256.0)},
+        "64 GB per node": {"assumed": small},
+        "64 GB per node, four cores per task": {"assumed": small, "threads": 4},
         "no boot": {"assumed": replace(ASSUMED, boot_s=0.0)},
         "no slow nodes": {"assumed": replace(ASSUMED, slow_node_share=0.0)},
         "no preemption": {"assumed": replace(ASSUMED, preemptions_per_node_hour=0.0)},

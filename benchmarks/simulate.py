@@ -82,7 +82,7 @@ class _Run:
         self.idle: list[list[int]] = []  # slots, per node
         self.idle_nodes: dict[int, None] = {}
         self.gap_mb = 0.0  # no idle slot has more
-        self.submitted = self.done = self.slots_up = 0
+        self.submitted = self.done = self.slots_up = self.n_free = 0
         self.driver_free = self.store_free = self.batch_begin = 0.0
         self.batch_n = 0
         # per slot
@@ -99,7 +99,7 @@ class _Run:
         self.n_idle: list[int] = []
         self.last_busy: list[float] = []
         # core-seconds over slots; multiplied by the cores of a task at the end
-        self.busy = self.driver_wait = self.store_wait = self.lost = 0.0
+        self.busy = self.driver_wait = self.store_wait = self.lost = self.memory_wait = 0.0
         self.lost_executions = self.preemptions = 0
 
     def run(self) -> Result:
@@ -111,7 +111,9 @@ class _Run:
         while self.done < self.n:
             if not self.heap:  # every node was released while a last task waited
                 self._launch(time)
-            time, code = self.heap[0]
+            last, (time, code) = time, self.heap[0]
+            if self.n_free and self.pending:  # what waits fits on none of them
+                self.memory_wait += self.n_free * (time - last)
             if code < 0:
                 heapq.heappop(self.heap)
                 self._node_event(time, *divmod(-code - 1, 3))
@@ -208,6 +210,7 @@ class _Run:
         self.last_busy[node] = time
         self.n_idle[node] += 1
         if not self.draining[node]:
+            self.n_free += 1
             self.idle[node].append(slot)
             self.idle_nodes[node] = None
             self.gap_mb = max(self.gap_mb, self.free_mb[node])
@@ -225,13 +228,20 @@ class _Run:
     def _feed_node(self, time: float, node: int) -> None:
         slots = self.idle[node]
         if slots and (self.draining[node] or self._released(time, node)):
-            slots.clear()
+            self._leave_idle(node)
         while slots:
             line = self.pending.first(self.free_mb[node])
             if line < 0:
                 return
             self.n_idle[node] -= 1
+            self.n_free -= 1
             heapq.heappush(self.heap, self._start(time, slots.pop(), line))
+        self.idle_nodes.pop(node, None)
+
+    def _leave_idle(self, node: int) -> None:
+        """The node's idle slots get nothing more."""
+        self.n_free -= len(self.idle[node])
+        self.idle[node].clear()
         self.idle_nodes.pop(node, None)
 
     # ----------------------------------------------------------------------- a node
@@ -263,6 +273,7 @@ class _Run:
         limit = self.last_busy[node] + self.cluster.idle_timeout_s
         if self.ended[node] == NEVER and self.n_idle[node] == self.slots and time > limit:
             self.ended[node] = limit
+            self.slots_up -= 0 if self.draining[node] else self.slots
         return self.ended[node] < NEVER
 
     def _node_event(self, time: float, node: int, event: int) -> None:
@@ -274,6 +285,7 @@ class _Run:
             self.preemptions += 1
             self.draining[node] = True
             self.slots_up -= self.slots
+            self._leave_idle(node)
             if self.pending or self.queue:
                 self.replaced[node] = True
                 self._launch(time)
@@ -306,7 +318,7 @@ class _Run:
             else:  # it still waited for the driver
                 self.driver_wait -= begin - time
             self.pending.add(max(time, begin), task, again=True)
-        self.idle_nodes.pop(node, None)
+        self._leave_idle(node)
         self._feed_idle(time)
         if self.pending and not self.replaced[node]:
             self._launch(time)
@@ -327,6 +339,7 @@ class _Run:
             driver_s=cores * self.driver_wait,
             store_s=cores * self.store_wait,
             lost_s=cores * self.lost,
+            memory_s=cores * self.memory_wait,
             boot_s=boot_s * self.cluster.cores,
             node_s=node_s,
             executions=self.n + self.lost_executions,

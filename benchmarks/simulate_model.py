@@ -130,8 +130,8 @@ class Result:
     ``useful_s`` is the work of the batch, counted once. ``slow_s`` is what slow nodes, the serial
     share and starts add, ``driver_s`` cores whose next task the driver was still busy with,
     ``store_s`` waiting for the commit, ``lost_s`` work that a preempted node took with it,
-    ``boot_s`` nodes that were not up, ``idle_s`` the rest: cores without a task, or without the
-    memory for one.
+    ``memory_s`` cores whose node had no memory for the tasks that waited, ``boot_s`` nodes that
+    were not up, ``idle_s`` the rest: cores without a task.
     """
 
     makespan_s: float
@@ -141,6 +141,7 @@ class Result:
     driver_s: float
     store_s: float
     lost_s: float
+    memory_s: float
     boot_s: float
     node_s: float
     executions: int
@@ -151,7 +152,9 @@ class Result:
     @property
     def idle_s(self) -> float:
         """Paid core-seconds that nothing else explains."""
-        parts = self.useful_s + self.slow_s + self.driver_s + self.store_s + self.lost_s
+        parts = (
+            self.useful_s + self.slow_s + self.driver_s + self.store_s + self.lost_s + self.memory_s
+        )
         return self.paid_s - parts - self.boot_s
 
     @property
@@ -161,5 +164,5 @@ class Result:
 
     def shares(self) -> dict[str, float]:
         """Shares of the paid core-seconds that were not useful, by cause."""
-        names = ("slow", "driver", "store", "lost", "boot", "idle")
+        names = ("slow", "driver", "store", "lost", "memory", "boot", "idle")
         return {name: float(getattr(self, f"{name}_s")) / self.paid_s for name in names}

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
 
 import numpy as np
 from simulate_model import NEVER, Batch, Cluster
-
-# tasks of about the same memory wait in one line, as those of one shape do in Ray
-MEMORY_STEP = 2.0**0.25
 
 
 class Queue:
@@ -53,10 +49,8 @@ class Pending:
         if batch.memory_mb is None or cluster.memory_mb == NEVER:
             self.asked_mb, self.line_of, sizes = [0.0] * n, [0] * n, np.zeros(1)
         else:
-            steps = np.ceil(np.log(np.maximum(batch.memory_mb, 1.0)) / math.log(MEMORY_STEP))
-            asked = np.minimum(MEMORY_STEP**steps, cluster.memory_mb)
-            sizes, lines = np.unique(asked, return_inverse=True)
-            self.asked_mb, self.line_of = asked.tolist(), lines.tolist()
+            sizes, lines = np.unique(batch.memory_mb, return_inverse=True)
+            self.asked_mb, self.line_of = batch.memory_mb.tolist(), lines.tolist()
         self.sizes: list[float] = sizes.tolist()
         self.lines: list[deque[tuple[int, float, int]]] = [deque() for _ in self.sizes]
         self.added = self.waiting = 0

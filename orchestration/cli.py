@@ -71,13 +71,20 @@ _INTERRUPTED = "interrupted; finished work is kept, the same command goes on fro
 
 
 @app.command()
-def doctor(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+def doctor(
+    home: HomeOption = DEFAULT_HOME,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at every node of the joined Ray cluster, too.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Print what is on this machine and what to do about what is missing."""
     import pandas as pd
 
-    from orchestration.doctor import as_rows, examine
+    from orchestration.doctor import as_rows, examine, examine_cluster
 
     checks = examine(Home(home))
+    checks += examine_cluster(Home(home)) if cluster else []
     rows = as_rows(checks)
     terminal = Terminal(as_json=as_json)
     terminal.result(rows, frame_table(pd.DataFrame(rows).rename(columns={"what": ""})))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medrec.runs import Home
+from orchestration.cli_search import PickOption, ResumeOption, TrialsOption, WarmStartOption
 from orchestration.console import Terminal
 from orchestration.options import (
     DEFAULT_HOME,
@@ -124,6 +125,10 @@ def molecules_tune(
     config: ConfigArgument,
     library: LibraryOption,
     pretrained: StartOption = None,
+    resume: ResumeOption = False,
+    trials: TrialsOption = None,
+    warm_start: WarmStartOption = None,
+    pick: PickOption = None,
     home: HomeOption = DEFAULT_HOME,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -144,8 +149,11 @@ def molecules_tune(
     start = find_run(place, pretrained) if pretrained else None
     # takes seconds, so that a wrong name is not found last
     from orchestration.molecule_tune import show_search, tune_properties
+    from orchestration.search import SearchRequest
 
-    show_search(tune_properties(settings, found, place, terminal, start), terminal)
+    warm = tuple(find_run(place, name) for name in warm_start or ())
+    request = SearchRequest(resume, trials, warm, terminal.warn)
+    show_search(tune_properties(settings, found, place, terminal, start, request, pick), terminal)
 
 
 @molecules_app.command("embed")

@@ -8,6 +8,7 @@ of a small one stay together, since each further piece costs a start.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,7 @@ _ALONE_FROM_S = 120.0
 _TIME_FACTOR, _LEAST_TIME_S = 30.0, 300.0
 _ELF_SHARE = 0.15  # of the predicted seconds: the map and the features
 _GROWTH = 2.0
+_LEAST_MB, _MEMORY_STEP = 500.0, 2.0**0.25
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,21 @@ def pieces_of(task: Task, limits: Resources) -> Piece:
     )
 
 
+def memory_shape(memory_mb: float) -> int:
+    """Memory rounded up to a step: Ray gives a worker on to the next task of the same shape alone.
+
+    Where each task asks for another amount, every one of them waits for a new lease.
+    """
+    steps = math.ceil(math.log(max(memory_mb, _LEAST_MB) / _LEAST_MB, _MEMORY_STEP) - 1e-9)
+    return round(_LEAST_MB * _MEMORY_STEP**steps)
+
+
 def _within(limits: Resources, memory_mb: float, cost_s: float) -> Resources:
     """Predicted memory and time, if they are below the limits."""
     time_s = max(_LEAST_TIME_S, _TIME_FACTOR * cost_s / limits.threads)
     return limits.model_copy(
         update={
-            "memory_mb": int(min(limits.memory_mb, max(memory_mb, 500))),
+            "memory_mb": min(limits.memory_mb, memory_shape(memory_mb)),
             "time_limit_s": min(limits.time_limit_s, time_s),
         }
     )

@@ -93,6 +93,7 @@ class Driver:
         self._nodes: dict[str, Counter[str]] = {}
         self._disk_full_since: float | None = None
         self._window, self._looked = 0, -1e9
+        self._most_mb: float | None = None
 
     # ------------------------------------------------------------------ the loop
 
@@ -150,13 +151,13 @@ class Driver:
                 self._push(piece)
         if now - self._looked > _LOOK_S:
             self._looked, self._window = now, max(1, self.settings.window())
+            self._most_mb = self.settings.most_memory_mb()  # asks the head: not for every piece
         most = self._window if self._disk_full_since is None else 1
         while self._ready and len(self._flying) < most:
             number, piece = next(self._numbers), heapq.heappop(self._ready)[2]
             self._flying[number] = piece
             self.tally.attempts += len(piece.tasks)
-            ask = piece.ask(self.settings.most_memory_mb())
-            self.pool.submit(number, self._work, piece, ask)
+            self.pool.submit(number, self._work, piece, piece.ask(self._most_mb))
 
     def _tick(self) -> None:
         full = self._disk_full_since

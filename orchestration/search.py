@@ -310,7 +310,7 @@ def _one_session(
     slots = config.max_concurrent or slots_of(ray.cluster_resources(), config)
     if config.rule == "pbt":
         return run_population(
-            run, config, search.plan(), search.note, lease=lease, slots=slots, on_trial=on_trial
+            run, config, search.plan(), search.note, lease=lease, on_trial=on_trial
         )
     return run_session(
         run, config, search.plan(), search.epochs, search.note,

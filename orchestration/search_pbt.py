@@ -32,7 +32,6 @@ def run_population(
     note: str,
     *,
     lease: Lease,
-    slots: int,
     on_trial: OnTrial | None,
 ) -> list[str]:
     """Train a population of ``config.n_trials`` and write it into the study.
@@ -69,7 +68,7 @@ def run_population(
     )
     tune_all(
         run, config, plan, [watch], param_space=domains, scheduler=scheduler,
-        search_alg=BasicVariantGenerator(max_concurrent=slots, random_state=config.seed),
+        search_alg=BasicVariantGenerator(random_state=config.seed),
         num_samples=config.n_trials, reuse_actors=True,
     )  # fmt: skip
     if len(watch.ends) < config.n_trials and not lease.lost():
@@ -115,6 +114,7 @@ class _Population(Callback):
         self.config, self.log, self.note, self.listener = config, log, note, listener
         self.numbers: dict[str, int] = {}
         self.started: list[datetime] = []
+        self.trained: dict[int, dict[str, Any]] = {}
         self.ends: dict[int, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,11 +136,15 @@ class _Population(Callback):
     ) -> None:
         """Log an epoch with the values of that epoch."""
         if FAILED not in result:
-            self.log.write(self._number(trial), result, self._params(trial))
+            params = self._params(trial)
+            self.log.write(self._number(trial), result, params)
+            self.trained[self._number(trial)] = {**result, "params": params}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keep the last result."""
+        """Keep the last result, with its values: an exchange may follow the last epoch."""
         result = {**(trial.last_result or {}), "params": self._params(trial)}
+        if FAILED not in result:
+            result |= self.trained.get(self._number(trial), {})
         metrics = [item.metric for item in self.config.objectives]
         if FAILED not in result and any(name not in result for name in metrics):
             result[FAILED] = f"{LOST} or reported nothing"

@@ -77,6 +77,7 @@ class TrialLog:
     start: float = field(default_factory=time.perf_counter)
     last: dict[str, float] | None = field(default=None, init=False)
     epochs: int = field(default=0, init=False)
+    went_on: bool = field(default=False, init=False)
 
     def epoch(
         self,
@@ -115,6 +116,7 @@ class TrialLog:
         checkpoint = tune.get_checkpoint() if self.keep_states else None
         if checkpoint is None:
             return None
+        self.went_on = True
         import torch
 
         with checkpoint.as_directory() as folder:
@@ -155,6 +157,8 @@ def _run_seeds(params: Params, plan: TrialPlan) -> None:
     for repeat in range(plan.repeats):
         log = TrialLog(repeat, plan.repeats, plan.keep_states, start)
         plan.trial(params, plan.settings, log)
+        if log.last is None and log.went_on:
+            return  # the last exchange of a population came after its last epoch
         if log.last is None:
             raise NotFiniteError("the trial ended without a report")
         logs.append(log)

@@ -16,7 +16,7 @@ from quantum.pipeline import Outcome, Task, unknown_failure
 LOST_WORKERS = 3
 MIB = 2**20
 _GATHER = 256
-_CANCEL_S = 10.0
+_CANCEL_S = 3.0  # less than the time that `orchestration.head` leaves for an end in order
 
 
 @dataclass(frozen=True)

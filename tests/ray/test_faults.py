@@ -37,8 +37,7 @@ def test_killed_workers(bench, seed):
     facts = driver.end()
     assert kills >= 3
     assert facts["done"] + facts["present"] == len(bench.smiles)  # a report may be lost
-    found = bench.check(extra=kills)
-    assert found["keys"] == 4 * len(bench.smiles)
+    assert bench.check(extra=kills)["keys"] == 4 * len(bench.smiles)
 
 
 @pytest.mark.slow

@@ -134,6 +134,7 @@ def raise_half(params: dict, settings: dict, log) -> None:
     report_all(params, log)
 
 
+@pytest.mark.slow
 def test_too_many_failures_end_a_search_with_the_reason(ray, tmp_path):
     with pytest.raises(ResourceError, match=r"all 2 trials failed; the first: KeyError"):
         search_with(tmp_path, always_raise, search_config(max_failed_trials=1, max_concurrent=1))
@@ -163,6 +164,7 @@ def killed(params: dict, settings: dict, log) -> None:
     report_all(params, log)
 
 
+@pytest.mark.slow
 def test_a_killed_trial_is_tried_once_more_and_counted_once(ray, tmp_path):
     run, table = search_with(tmp_path, killed, search_config())
     complete, failed = (table[table["state"] == state] for state in ("complete", "failed"))
@@ -189,6 +191,7 @@ def look_around(params: dict, settings: dict, log) -> None:
         log.epoch(epoch, {"jaccard": value, "ddi_rate": 0.5}, EPOCHS)
 
 
+@pytest.mark.slow
 def test_seeds_of_a_trial_threads_and_fractions_of_a_core(ray, tmp_path):
     config = search_config(n_trials=3, repeats=3, cpus_per_trial=0.5, max_concurrent=None)
     run, table = search_with(tmp_path, look_around, config)
@@ -205,6 +208,7 @@ def test_seeds_of_a_trial_threads_and_fractions_of_a_core(ray, tmp_path):
     assert history["jaccard"].max() < 1.0
 
 
+@pytest.mark.slow
 def test_a_grid_tries_every_point_once_and_conditions_hold(ray, tmp_path):
     space = {
         "loss.gate": {"type": "choice", "values": ["none", "molerec"]},
@@ -233,6 +237,7 @@ def _report_lr(params: dict, settings: dict, log) -> None:
     report_all(params, log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["nsga2", "gp"])
 def test_several_objectives_with_other_samplers(ray, tmp_path, sampler):
     both = [{"metric": "jaccard", "mode": "max"}, {"metric": "ddi_rate", "mode": "min"}]
@@ -254,6 +259,7 @@ def _slow_to_learn(params: dict, settings: dict, log) -> None:
         log.epoch(epoch, {"jaccard": params["optim.lr"] * epoch, "ddi_rate": 0.5}, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopper", ["asha", "median"])
 def test_bad_trials_are_stopped_early(ray, tmp_path, stopper):
     config = search_config(

@@ -121,6 +121,7 @@ def check_exports(run: Run, config: TuneConfig, table: pd.DataFrame) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_more_trials_and_a_warm_start(ray, synthetic, tmp_path):
     home = Home(tmp_path)
     one = {"objectives": [{"metric": "jaccard", "mode": "max"}], "sampler": "random"}
@@ -155,6 +156,7 @@ def test_more_trials_and_a_warm_start(ray, synthetic, tmp_path):
     assert len(open_study(child.folder, narrow).trials) == 3
 
 
+@pytest.mark.slow
 def test_a_population_copies_weights_and_changes_values(ray, synthetic, tmp_path):
     config = tune_config(
         4,
@@ -176,6 +178,7 @@ def test_a_population_copies_weights_and_changes_values(ray, synthetic, tmp_path
     assert last.to_dict() == table.set_index("number")["params.optim.lr"].to_dict()
 
 
+@pytest.mark.slow
 def test_ctrl_c_interrupts_a_search_which_then_goes_on(ray, synthetic, tmp_path):
     home, config = Home(tmp_path), tune_config(3, "cut", asha=None)
     before = signal.getsignal(signal.SIGINT)

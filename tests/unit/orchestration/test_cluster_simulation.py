@@ -25,7 +25,7 @@ def bench() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
         patch.syspath_prepend("benchmarks")
-        return importlib.import_module("cluster_simulation")
+        return importlib.import_module("cluster_runs")
 
 
 def run(sim: Any, core_s: Any, order: Any = None, **settings: Any) -> Any:
@@ -39,7 +39,9 @@ def run(sim: Any, core_s: Any, order: Any = None, **settings: Any) -> Any:
     seed, more = settings.pop("seed", 0), settings
     driver = sim.Driver(**{"window": len(core_s), **take[sim.Driver]})
     cluster = sim.Cluster(**{"nodes": 1, "cores": 4, **take[sim.Cluster]})
-    batch = sim.Batch(core_s, order, **more)
+    asked = more.pop("batch_memory", None)
+    asked = None if asked is None else np.array(asked)
+    batch = sim.Batch(core_s, order, memory_mb=asked, **more)
     return sim.simulate(batch, cluster, driver, sim.SharedStore(**take[sim.SharedStore]), seed)
 
 
@@ -272,6 +274,67 @@ def test_impossible_requests_are_refused(sim: Any, order: Any, cores: int, words
         sim.simulate(batch, sim.Cluster(1), sim.Driver(1), sim.SharedStore())
 
 
+@pytest.mark.parametrize("memory", [99.0, 199.0, 400.0])
+def test_tasks_that_want_memory_run_as_many_as_fit(sim: Any, memory: float) -> None:
+    """As many as fit at once, whatever the cores."""
+    result = run(sim, [10.0] * 12, memory_mb=memory, batch_memory=[64.0] * 12)
+    at_once = min(int(memory // 64), 4)
+    assert result.makespan_s == pytest.approx(10.0 * 12 / at_once)
+    # the last round leaves nothing that waits
+    assert result.memory_s == pytest.approx((4 - at_once) * (result.makespan_s - 10.0))
+    assert result.useful_s + result.memory_s + result.idle_s == pytest.approx(result.paid_s)
+
+
+def test_what_does_not_fit_lets_smaller_tasks_pass(sim: Any) -> None:
+    """Of 128 units, a task of 64 and one of 128 wait for each other; four of 16 go in between."""
+    asked = [64.0, 128.0, 16.0, 16.0, 16.0, 16.0]
+    result = run(sim, [10.0, 10, 3, 3, 3, 1], memory_mb=128.0, batch_memory=asked)
+    assert result.makespan_s == 20.0
+    # two cores from 3 on, the last one from 4 on, until all memory is free
+    assert result.memory_s == pytest.approx(7.0 + 7 + 6)
+    assert result.idle_s == pytest.approx(30.0)
+    with pytest.raises(ValueError, match="a task of 128 MB on nodes of 100"):
+        run(sim, [1.0], memory_mb=100.0, batch_memory=[128.0])
+
+
+def test_a_second_piece_follows_on_the_first(sim: Any) -> None:
+    """Tasks 0 and 1 are a chain, 2 and 3 fill the other core."""
+    result = run(sim, [5.0, 4.0, 3.0, 3.0], [0, 2, 1, 3], cores=2, after=np.array([-1, 0, -1, -1]))
+    assert result.makespan_s == 9.0
+    late = run(sim, [5.0, 4.0], [1, 0], cores=2, after=np.array([-1, 0]))
+    assert late.makespan_s == 9.0
+
+
+def test_outcomes_that_are_there_are_taken_together(sim: Any) -> None:
+    """Four outcomes at once, each look at what is in flight costs 1 s a task: one look or four."""
+    settings: dict[str, Any] = {"cores": 4, "window": 4, "in_flight_s": 1.0}
+    one_by_one = run(sim, [10.0] * 4, **settings)
+    together = run(sim, [10.0] * 4, gather=256, **settings)
+    assert one_by_one.makespan_s == 10.0 + 3 + 2 + 1
+    assert together.makespan_s == 10.0 + 3
+
+
+def test_a_growing_cluster_launches_for_what_is_in_flight(sim: Any) -> None:
+    """Eight tasks in flight are two nodes; these allow 24, six nodes, capped at five."""
+    settings: dict[str, Any] = {"nodes": 5, "boot_s": 30.0, "grows": True}
+    result = run(sim, [100.0] * 40, window=8, per_slot=3.0, **settings)
+    assert result.nodes == 5
+    assert result.boot_s == pytest.approx(5 * 4 * 30.0)
+    # 8 start at 30 and 12 at 60, then 8 at 130 and 12 at 160
+    assert result.makespan_s == 260.0
+    narrow = run(sim, [100.0] * 40, window=8, **settings)
+    assert (narrow.nodes, narrow.makespan_s) == (2, 530.0)
+    wide = run(
+        sim, [10.0] * 8, window=8, **{**settings, "memory_mb": 16.0}, batch_memory=[16.0] * 8
+    )
+    assert wide.nodes == 5
+
+
+def test_a_start_is_paid_and_not_useful(sim: Any) -> None:
+    result = run(sim, [10.0] * 4, start_s=1.0)
+    assert (result.makespan_s, result.useful_s, result.slow_s) == (11.0, 40.0, 4.0)
+
+
 # --------------------------------------------------------------------------- the benchmark
 
 
@@ -280,62 +343,116 @@ def found(bench: Any) -> Any:
     return bench.Calibration(
         cost_bias=1.0, cost_size_exponent=0.0, cost_sigma=0.0, conformer_at_300_s=0.1,
         conformer_exponent=2.0, conformer_sigma=0.0, driver_task_s=0.001, driver_in_flight_s=0.0,
-        smiles_s=0.002, keys_s=0.0, lookup_s=0.0005, commit_s=0.0, files_per_molecule=6,
+        smiles_s=0.002, prepare_s=0.001, child_start_s=0.0, commit_s=0.0, files_per_molecule=6,
         bytes_per_function=0.0,
     )  # fmt: skip
 
 
-def equal_molecules(bench: Any, count: int, core_s: float, conformer_s: float) -> Any:
-    full, none = np.full(count, core_s), np.zeros(count)
-    return bench.Molecules("equal", full, none, full, np.full(count, conformer_s))
+def equal_molecules(bench: Any, count: int, core_s: float, conformer_s: float = 0.0) -> Any:
+    facts = np.zeros((count, 5))
+    facts[:, bench.SECONDS], facts[:, bench.HAS_SCF] = core_s, 1.0
+    return bench.Molecules("equal", facts, np.full(count, core_s), np.full(count, conformer_s))
 
 
-def test_policies_order_by_the_prediction(bench: Any) -> None:
-    predicted = np.array([3.0, 9.0, 1.0, 9.0])
-    assert bench.ordered(predicted, "largest first").tolist() == [1, 3, 0, 2]
-    assert bench.ordered(predicted, "smallest first").tolist() == [2, 0, 1, 3]
-    assert bench.ordered(predicted, "submission order").tolist() == [0, 1, 2, 3]
-    assert sorted(bench.ordered(predicted, "random", 1)) == [0, 1, 2, 3]
+CALM: dict[str, Any] = {
+    "preemptions_per_node_hour": 0.0, "node_speed_sigma": 0.0, "slow_node_share": 0.0,
+    "round_trip_s": 0.0,
+}  # fmt: skip
 
 
-def test_log_fit_finds_a_power_law(bench: Any) -> None:
+def test_log_fit_finds_a_power_law() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend("benchmarks")
+        log_fit = importlib.import_module("cluster_calibration").log_fit
     x = np.array([1.0, 2.0, 5.0, 9.0])
-    assert bench.log_fit(x, 3.0 * x**1.7) == pytest.approx((3.0, 1.7, 0.0), abs=1e-12)
+    assert log_fit(x, 3.0 * x**1.7) == pytest.approx((3.0, 1.7, 0.0), abs=1e-12)
 
 
 def test_drawn_molecules_follow_the_calibration(bench: Any, found: Any) -> None:
-    drugs = np.array([[10.0, 150.0], [40.0, 600.0]])
+    facts = np.array([[10.0, 150.0, 1.0, 500.0, 1.0], [40.0, 600.0, 2.0, 900.0, 1.0]])
     index = np.arange(20_000) % 2
     wide = bench.replace(found, cost_bias=1.5, cost_size_exponent=1.0, cost_sigma=0.05)
-    drawn = bench.draw("two", index, drugs, wide)
+    drawn = bench.draw("two", index, facts, wide)
     logs = np.log(drawn.core_s[1::2] / (40.0 * 1.5 * 2.0))
     hard = np.abs(logs - np.log(3.0)) < 0.3
     assert np.median(logs) == pytest.approx(0.0, abs=0.02)
     assert 0.005 < hard.mean() < 0.02
     assert drawn.conformer_s[1] / drawn.conformer_s[0] == pytest.approx(16.0)
-    assert drawn.predicted_s[:2].tolist() == [10.0, 40.0]
+    assert drawn.facts[:2, bench.SECONDS].tolist() == [10.0, 40.0]
+
+
+def test_simulated_pieces_are_those_of_the_graph(bench: Any) -> None:
+    """Real molecules: as many pieces, of the same cost and memory, as the code cuts."""
+    from orchestration.graph import conformer_batches, pieces_of
+    from quantum.molecule import species_from_smiles
+    from quantum.pipeline import Task
+
+    smiles = ["CCO", "CC(=O)Nc1ccc(O)cc1", "C" * 60, "C" * 55 + "O", "O" + "C" * 40, "c1ccccc1"]
+    species = [species_from_smiles(text) for text in smiles]
+    config = bench.CONFIG
+    facts = bench.facts_of(species)
+    alone = facts[:, bench.HAS_SCF] == 0
+    assert alone.tolist() == [False, False, True, True, False, False]
+    times = facts[:, bench.SECONDS] + facts[:, bench.CONFORMER]
+    molecules = bench.Molecules("real", facts, times, facts[:, bench.CONFORMER])
+    work = bench.cut(molecules, 0.0)
+
+    tasks = [Task(species=item, spec=config.pipeline) for item in species]
+    chains = [
+        pieces_of(task, config.resources) for task, no in zip(tasks, alone, strict=True) if not no
+    ]
+    expected = [(piece.limits.memory_mb, piece.all_cost_s) for piece in chains]
+    expected += [(p.then.limits.memory_mb, p.then.all_cost_s) for p in chains if p.then is not None]
+    n = len(expected)
+    assert any(piece.then is not None for piece in chains)
+    # the graph reckons a molecule's conformer without the number of embeddings
+    assert work.priority[:n] == pytest.approx([cost for _, cost in expected], rel=0.02)
+    assert work.memory_mb[:n] == pytest.approx([mb for mb, _ in expected], abs=1.0)
+    conformers = [
+        Task(species=item, spec=config.pipeline, stages=("conformer",))
+        for item, no in zip(species, alone, strict=True) if no
+    ]  # fmt: skip
+    batches = conformer_batches(conformers, config.resources, 0)
+    assert work.core_s[n:] == pytest.approx([batch.cost_s for batch in batches])
+    assert set(work.memory_mb[n:]) == {float(batches[0].limits.memory_mb)}
+
+
+def test_policies_order_by_the_prediction(bench: Any) -> None:
+    five = equal_molecules(bench, 5, 1.0)
+    five.facts[:, bench.SECONDS] = [30.0, 90.0, 10.0, 90.0, 200.0]
+    five.facts[:, bench.HAS_SCF] = 1.0
+    work = bench.cut(five, 0.0)  # piece 5 is the second of molecule 4, of 30 s
+    assert work.after.tolist() == [-1, -1, -1, -1, -1, 4]
+    assert work.order("largest first").tolist() == [4, 1, 3, 0, 5, 2]
+    assert work.order("smallest first").tolist() == [2, 0, 5, 1, 3, 4]
+    assert work.order("submission order").tolist() == [0, 1, 2, 3, 4, 5]
+    assert sorted(work.order("random", 1)) == [0, 1, 2, 3, 4, 5]
 
 
 def test_cost_is_what_was_paid(bench: Any, found: Any) -> None:
-    molecules = equal_molecules(bench, 320, 1800.0, 1.0)
-    calm = bench.replace(
-        bench.ASSUMED, preemptions_per_node_hour=0.0, node_speed_sigma=0.0, slow_node_share=0.0,
-        boot_s=3600.0, round_trip_s=0.0,
-    )  # fmt: skip
+    molecules = equal_molecules(bench, 320, 100.0)
+    calm = bench.replace(bench.ASSUMED, boot_s=200.0, **CALM)
     result = bench.calculate(molecules, 10, found, assumed=calm)
-    assert result.makespan_s == pytest.approx(3600.0 + 2 * 1800.0, abs=1.0)
-    assert bench.usd(result, calm) == pytest.approx(2 * (10 * 1.00 + 0.40), rel=1e-3)
-    assert bench.bottleneck(result.shares()) == "boot 50.0%"
+    assert result.makespan_s == pytest.approx(200.0 + 2 * 100.0, abs=1.0)
+    assert bench.usd(result, calm) == pytest.approx((10 * 1.00 + 0.40) * 400 / 3600, rel=1e-2)
+    assert bench.bottleneck(result.shares()).startswith("boot 50")
+
+
+def test_nodes_with_little_memory_hold_fewer_large_molecules(bench: Any, found: Any) -> None:
+    molecules = equal_molecules(bench, 160, 100.0)
+    molecules.facts[:, bench.MEMORY] = 8000.0
+    large = bench.replace(bench.ASSUMED, boot_s=0.0, **CALM)
+    small = bench.replace(large, node_memory_gb=64.0)
+    assert bench.calculate(molecules, 1, found, assumed=large).efficiency > 0.95
+    starved = bench.calculate(molecules, 1, found, assumed=small)
+    assert starved.shares()["memory"] > 0.6
+    assert starved.makespan_s == pytest.approx(160 / 5 * 100.0, rel=0.01)
 
 
 def test_whole_command_adds_the_driver_that_works_alone(bench: Any, found: Any) -> None:
-    molecules = equal_molecules(bench, 16_000, 100.0, 0.01)
-    whole = bench.as_shipped(molecules, 10, found)
-    assert whole["driver_alone_before_h"] == pytest.approx(16_000 * 0.004 / 3600)
-    assert whole["driver_alone_between_h"] == pytest.approx(16_000 * 0.016 / 3600)
-    # conformers of 10 ms: the driver's millisecond per task is what counts
-    assert whole["conformers_h"] == pytest.approx((180 + 16_000 * 0.001) / 3600, rel=0.05)
-    parts = ("driver_alone_before_h", "conformers_h", "driver_alone_between_h", "dft_h")
-    assert whole["total_h"] == pytest.approx(sum(whole[part] for part in parts))
-    narrow = bench.as_shipped(molecules, 10, found, window=16)
-    assert narrow["dft_h"] > 9 * whole["dft_h"]
+    molecules = equal_molecules(bench, 16_000, 100.0)
+    whole = bench.whole_command(molecules, 10, found)
+    assert whole["driver_alone_h"] == pytest.approx(16_000 * 0.003 / 3600)
+    assert whole["total_h"] == pytest.approx(whole["driver_alone_h"] + whole["cluster_h"])
+    narrow = bench.whole_command(molecules, 10, found, window=16)
+    assert narrow["cluster_h"] > 8 * whole["cluster_h"]

@@ -269,15 +269,6 @@ def test_finetuning_over_seeds(monkeypatch, capsys, files, home, pretrained):
     assert "Research use only" in found["note"] or "research use only" in found["note"]
 
 
-def test_trials_report_the_best_score_so_far(library):
-    rows = []
-    config = PropertyRunConfig.model_validate(finetune_tree()).task
-    config = config.model_copy(update={"targets": ("length",)})
-    fits.property_trial(config, library, rows.append)
-    assert [row["epochs"] for row in rows] == [1, 2]
-    assert rows[1]["score"] <= rows[0]["score"]
-
-
 # --------------------------------------------------------------------------- vectors
 
 
