@@ -1,9 +1,10 @@
 """Features of many molecules on a real Ray cluster in which something is killed all the time.
 
-Nodes are `ray start --block` on this machine. At random a Ray worker, a calculation, a whole node
-or the driver is killed outright (``kill -9``); a node is replaced, a driver is started again with
-the same command. At the end every molecule must be a result or a recorded failure, and the table
-of features must be, bit for bit, that of a run which nobody disturbed.
+Nodes are `ray start --block` on this machine. At random a Ray worker, a calculation, the server
+that starts calculations, a whole node or the driver is killed outright (``kill -9``); a node is
+replaced, a driver is started again with the same command. At the end every molecule must be a
+result or a recorded failure, and the table of features must be, bit for bit, that of a run which
+nobody disturbed.
 
     make bench NAME=soak                       2,000 molecules, a kill every 20 s
     make bench NAME=soak ARGS="--kills 300"    toy tasks of half a second, killed without a pause

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-from rdkit import Chem
+from rdkit import Chem, RDLogger
 from rdkit.Chem import BRICS
 
 from quantum.base import MedrecError
@@ -107,6 +107,7 @@ def smallest(count: int) -> list[Species]:
         *(pd.read_csv(tests / name) for name in ("bbbp.csv", "tox21.csv", "qm8.csv.gz")),
     ]
     texts: set[str] = set()
+    RDLogger.DisableLog("rdApp.*")  # fragments that are no molecules are left out
     for text in pd.concat([table["smiles"] for table in tables]).dropna().unique():
         texts.update(fragments(text))
     # atoms that a SMILES names are a first measure of size, so that not all need be standardised

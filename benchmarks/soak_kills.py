@@ -15,7 +15,7 @@ import numpy as np
 from ray_nodes import Machine, arguments
 
 # how often each is hit, relative to the others
-WEIGHTS = {"worker": 4.0, "child": 4.0, "driver": 1.0, "raylet": 1.0}
+WEIGHTS = {"worker": 4.0, "child": 4.0, "server": 1.0, "driver": 1.0, "raylet": 1.0}
 _SERVER = b"quantum.fork_server"
 
 
@@ -36,6 +36,7 @@ class Processes:
 
     raylets: dict[int, int] = field(default_factory=dict)  # number of the node: process
     workers: list[int] = field(default_factory=list)
+    servers: list[int] = field(default_factory=list)  # that start children
     children: list[int] = field(default_factory=list)
 
     @classmethod
@@ -54,7 +55,8 @@ class Processes:
                 for pid in below([start.pid], b"raylet/raylet"):
                     found.raylets[number] = pid
         found.workers = below(list(found.raylets.values()), b"ray::_call")
-        found.children = below(below(found.workers, _SERVER), _SERVER)
+        found.servers = below(found.workers, _SERVER)
+        found.children = below(found.servers, _SERVER)
         return found
 
 
@@ -89,7 +91,8 @@ class Killer:
         elif kind == "driver":
             victim = driver
         else:
-            victim = int(self.rng.choice(found.workers if kind == "worker" else found.children))
+            lists = {"worker": found.workers, "server": found.servers, "child": found.children}
+            victim = int(self.rng.choice(lists[kind]))
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:

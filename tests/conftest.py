@@ -13,7 +13,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 for _name in (
     "MEDREC_HOME",
     "MEDREC_DATA",
-    "MEDREC_RAY_ADDRESS", "MEDREC_MLFLOW",
+    "MEDREC_RAY_ADDRESS",
+    "MEDREC_MLFLOW",
     "MEDREC_STORE",
     "MEDREC_STORE_CACHE",
     "MEDREC_STORE_RETRY_S",

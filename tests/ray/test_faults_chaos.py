@@ -29,7 +29,7 @@ SEED = int(os.environ.get("MEDREC_CHAOS_SEED", "0"))
 DUPLICATES = 0.3
 # what fails on its own, and how many per hundred molecules; at least one of each
 SHARES = {"convergence": 3, "memory": 1, "segfault": 1, "hang": 1}
-FINAL = ("convergence", "memory", "segfault")
+ONCE = ("hang",)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def cases(names: list[str], draw: random.Random) -> list[dict[str, Any]]:
             smiles = names.pop(draw.randrange(len(names)))
             stage = draw.choice(("conformer", "scf"))
             made.append({"smiles": smiles, "stage": stage, "do": do, "mb": 50_000})
-            if do not in FINAL:
+            if do in ONCE:
                 made[-1]["times"] = 1
     return made
 
@@ -123,19 +123,23 @@ def test_chaos(bench):
         driver.end()
     # one worker each: a kill ends one piece at most
     found = bench.check(extra=chaos.kills.total())
-    final = {case["smiles"] for case in planned if case["do"] in FINAL}
-    (kinds, failed) = failures(bench)
-    assert failed == {species_from_smiles(text).smiles for text in final}
-    assert kinds == {"convergence", "resource", "crash"}
-    print({**found, "molecules": len(names), "failed": len(failed), "kills": dict(chaos.kills)})
+    print({**found, "molecules": len(names), "kills": dict(chaos.kills)})
+    unlucky = [item for item in failures(bench).values() if item.kind == "transient"]
+    print(f"hit four times, and so taken for a killer of workers: {len(unlucky)}")
+    assert all("WorkerCrashed" in item.message for item in unlucky), unlucky
+    if unlucky:
+        bench.start(retry=["transient"]).end()
+        bench.check(extra=chaos.kills.total())
+    failed = {smiles: item.kind for smiles, item in failures(bench).items()}
+    kinds = {"convergence": "convergence", "memory": "resource", "segfault": "crash"}
+    assert failed == {case["smiles"]: kinds[case["do"]] for case in planned if case["do"] in kinds}
     assert chaos.kills.total() >= min(KILLS, 2)
 
 
-def failures(bench: Any) -> tuple[set[str], set[str]]:
-    """Kinds of recorded failures, and their molecules."""
-    kinds, smiles, store = set(), set(), bench.store
+def failures(bench: Any) -> dict[str, Any]:
+    """Recorded failures by molecule."""
+    found, store = {}, bench.store
     for task in bench.tasks():
         for failure in store.failures(task.keys.values()).values():
-            kinds.add(failure.kind)
-            smiles.add(task.species.smiles)
-    return kinds, smiles
+            found[task.species.smiles] = failure
+    return found
