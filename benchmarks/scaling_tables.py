@@ -32,7 +32,7 @@ def hours(value: float) -> str:
 def goals(result: dict[str, Any]) -> str:
     """Figures that have a goal, and whether it was met."""
     rows = [
-        (item["name"].replace(", simulated", ""), f"{item['value']:.3f}", item["goal"],
+        (item["name"].replace(", simulated", ""), f"{item['value']:.4f}", item["goal"],
          "met" if item["met"] else "**not met**")
         for item in result["figures"]
         if item["goal"] is not None
@@ -134,11 +134,11 @@ BLOCKS = {item.__name__: item for item in (goals, policies, changes, whole, meas
 def fill(page: str, result: dict[str, Any]) -> str:
     """The page with all tables of the result."""
     for name, block in BLOCKS.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         if not re.search(pattern, page, re.DOTALL):
             raise SystemExit(f"{PAGE.name} has no place for the table '{name}'")
         text = block(result)
-        page = re.sub(pattern, lambda m, t=text: m[1] + t + m[2], page, flags=re.DOTALL)  # type: ignore[misc]
+        page = re.sub(pattern, lambda m, t=text: f"{m[1]}{t}\n{m[2]}", page, flags=re.DOTALL)  # type: ignore[misc]
     return page
 
 

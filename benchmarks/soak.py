@@ -41,7 +41,7 @@ from quantum.store import Store, open_store
 HERE = Path(__file__).parent
 N_NODES = 2  # of one core
 GOAL_EXTRA = 1.2
-TOY, TOYS_PER_ROUND = "sleep:0.5", 400
+TOY, TOYS_PER_ROUND = "sleep:0.5", 300
 MOST_BROKEN = 5  # drivers that end by an error of their own
 
 

@@ -66,7 +66,7 @@ class Driver:
     say : callable
         Takes one line for people.
     on_step : callable
-        Called with the tally and a note after every answer.
+        Called with the tally and the SMILES after every answer.
     on_tick : callable, optional
         Called every few seconds, such as for an export of what is there.
     """
@@ -183,7 +183,7 @@ class Driver:
             outcomes = [o.model_copy(update={"node": answer.node}) for o in answer.value]
         for task, outcome in zip(piece.tasks, outcomes, strict=True):
             self._settle(piece.alone(task), task, outcome)
-            self.on_step(self.tally, task.species.formula)
+            self.on_step(self.tally, task.species.smiles)
 
     def _lost(self, task: Task, answer: Answer) -> Outcome:
         """What became of a task that brought no answer; its results may be there all the same."""
@@ -205,8 +205,6 @@ class Driver:
             self._wait_for_other(piece, outcome)
             return
         self._claims.pop(piece.key, None)
-        # an earlier attempt may have been killed between its result and the end of its claim
-        self._release(piece, outcome.stages)
         if outcome.stages or outcome.status == "failed":
             stage = outcome.stage or outcome.stages[-1]
             noted = outcome.model_copy(update={"stage": stage})
@@ -345,9 +343,8 @@ class Driver:
             self._release(piece)
         self._flying.clear()
 
-    def _release(self, piece: Piece, but: Iterable[str] = ()) -> None:
-        done = set(but)
-        names = [t.keys[stage] for t in piece.tasks for stage in t.stages if stage not in done]
+    def _release(self, piece: Piece) -> None:
+        names = [task.keys[stage] for task in piece.tasks for stage in task.stages]
         with suppress(OSError, MedrecError):  # claims are never needed for correctness
             for name in names:
                 self.store.release(name, self.owner)

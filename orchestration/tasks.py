@@ -6,7 +6,7 @@ that happens to one task stops the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ class RayPool:
         self.excluded: set[str] = set()
         self._remote = ray.remote(max_retries=LOST_WORKERS, retry_exceptions=False)(_call)
         self._functions: dict[Any, Any] = {}
+        self._remotes: dict[Ask, Any] = {}
         self._running: dict[Any, Any] = {}
 
     def __len__(self) -> int:
@@ -79,16 +80,21 @@ class RayPool:
         """Tokens of what is in flight."""
         return list(self._running.values())
 
-    def exclude(self, nodes: Iterable[str]) -> None:
+    def exclude(self, nodes: Collection[str]) -> None:
         """Give these nodes (by Ray's id) no new task."""
-        self.excluded |= set(nodes)
+        if not self.excluded.issuperset(nodes):
+            self.excluded |= set(nodes)
+            self._remotes.clear()
 
     def submit(self, token: Any, function: Callable[[Any], Any], item: Any, ask: Ask) -> None:
         """Start ``function(item)``; `finished` returns its answer with the token."""
         if function not in self._functions:
             self._functions[function] = self.ray.put(function)
-        remote = self._remote.options(**self._options(ask))
-        reference = remote.remote(self._functions[function], item, max(1, int(ask.cpus)))
+        if ask not in self._remotes:  # making one takes longer than submitting
+            self._remotes[ask] = self._remote.options(**self._options(ask))
+        reference = self._remotes[ask].remote(
+            self._functions[function], item, max(1, int(ask.cpus))
+        )
         self._running[reference] = token
 
     def _options(self, ask: Ask) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from quantum.base import TransientError, code_version, die_with_parent, machine
+from quantum.threads import limit_threads, thread_pools
 
 _MIB = 2**20
 _OUTPUT_KEPT = 4000
@@ -277,7 +278,6 @@ def work(request: dict[str, Any], results: int) -> None:
     from quantum.pipeline import Claims, Task, compute_features
     from quantum.schema import Resources
     from quantum.store import open_store
-    from quantum.threads import limit_threads
 
     if not request["tasks"]:
         return
@@ -302,7 +302,7 @@ def main() -> None:
     for name in (*_PRELOADED, *sys.argv[2:]):
         with contextlib.suppress(ImportError):  # a program that is not there is named when needed
             importlib.import_module(name)
-    code_version(), machine()  # asked once, and not by every child
+    code_version(), machine(), thread_pools()  # asked once, and not by every child
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         serve(connection)
 

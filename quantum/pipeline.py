@@ -12,6 +12,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import pandas as pd
@@ -45,7 +46,7 @@ class Task(Frozen):
     stages: tuple[Stage, ...] = STAGES
     geometry: Geometry | None = None
 
-    @property
+    @cached_property
     def keys(self) -> dict[Stage, str]:
         """Keys of all stages."""
         return plan(self.species, self.spec, self.geometry)

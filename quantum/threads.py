@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from threadpoolctl import ThreadpoolController
+
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -18,6 +20,21 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "POLARS_MAX_THREADS",
 )
+
+
+_found: tuple[int, ThreadpoolController] | None = None
+
+
+def thread_pools() -> ThreadpoolController:
+    """Controller of the thread pools that are loaded; libraries are searched for only once.
+
+    Looking for them takes milliseconds, as much as a small task. They are looked for again once
+    further modules have been imported.
+    """
+    global _found
+    if _found is None or _found[0] != len(sys.modules):
+        _found = len(sys.modules), ThreadpoolController()
+    return _found[1]
 
 
 @contextmanager
@@ -36,15 +53,13 @@ def limit_threads(n: int) -> Iterator[None]:
     n : int
         At least 1; zero counts as one.
     """
-    from threadpoolctl import threadpool_limits
-
     n = max(1, n)
     kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n)))
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 0
     try:
-        with threadpool_limits(n):
+        with thread_pools().limit(limits=n):
             if torch:
                 torch.set_num_threads(n)
                 with suppress(RuntimeError):  # settled by an earlier call, or in use already

@@ -48,6 +48,9 @@ class FakePool:
         alive = [{"NodeID": name, "Alive": True} for name in self.nodes]
         self.ray = SimpleNamespace(nodes=lambda: alive)
 
+    def __len__(self) -> int:
+        return len(self.waiting)
+
     def exclude(self, nodes: list[str]) -> None:
         self.excluded |= set(nodes)
 
