@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ from orchestration.ledger import LEDGER, Ledger
 from orchestration.nodes import NodeRoster, check_nodes
 from orchestration.precompute import ATTEMPTS, Driver, with_history
 from orchestration.tally import Settings, Tally, explain
-from orchestration.tasks import MIB, RayPool
-from quantum.base import MedrecError
+from orchestration.tasks import MIB, Ask, RayPool
+from quantum.base import MedrecError, ResourceError
 from quantum.cost import n_basis_functions, predicted_cpu_s, select_within_budget
 from quantum.export import Atlas, export_features
 from quantum.molecule import Species
@@ -45,6 +45,7 @@ from quantum.store import StoreLike, is_url
 # demand that a cluster which grows sees, so that it need not grow in many small steps
 _WINDOW_WHEN_GROWING = 2048
 _LOOK_EVERY_S = 5.0
+_SAY_AFTER_S, _GIVE_UP_S = 120.0, 1800.0
 ATLAS = "atlas"  # folder of the shipped feature table, under the data root
 
 
@@ -236,6 +237,23 @@ class Machines:
         twice = 2 * self.slots(1)
         return max(4, twice) if self.is_local else max(_WINDOW_WHEN_GROWING, twice)
 
+    def unmet(self, asks: Collection[Ask]) -> str | None:
+        """Why no machine can ever take any of these; None if one can take one of them."""
+        nodes = self._nodes()
+        for ask in asks:
+            wanted = {"CPU": ask.cpus, "memory": ask.memory_mb * MIB}
+            if any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
+                return None
+        if not asks:
+            return None
+        least = min(asks, key=lambda ask: (ask.cpus, ask.memory_mb))
+        most = max((node["CPU"] for node in nodes), default=0)
+        memory = self.most_memory_mb() or 0
+        return (
+            f"no machine can run a task of {least.cpus:g} CPU and {least.memory_mb:,.0f} MB; "
+            f"the largest of {len(nodes)} has {most:g} CPU and {memory:,.0f} MB"
+        )
+
     def most_memory_mb(self) -> float | None:
         """Memory of the largest machine; None while there is none."""
         return max((r.get("memory", 0) / MIB for r in self._nodes()), default=None)
@@ -259,24 +277,52 @@ class Watch:
         terminal: Terminal,
         then: Callable[[], None],
     ) -> None:
-        self.pool, self.terminal, self.then = pool, terminal, then
-        self._looked = time.monotonic()
+        self.machines, self.pool, self.terminal, self.then = machines, pool, terminal, then
+        self._looked, self._unmet_since, self._was_said = -1e9, -1.0, False
         self._roster: NodeRoster | None = None
         if not machines.is_local:
             need_psi4 = config.pipeline.calculation.backend == "psi4"
             folder = None if is_url(store.location) else Path(store.location)
             self._roster = check_nodes(machines.ray, need_psi4, folder)
+            for facts in self._roster.facts.values():
+                reason = self._roster.complaint(facts)
+                if reason:
+                    terminal.warn(f"no work for node {facts.name}: {reason}")
             pool.exclude(self._roster.excluded)
 
     def __call__(self) -> None:
-        """Take what nodes that joined have answered; stop if the head is lost."""
+        """Take what nodes that joined have answered; stop if the head or all machines are lost.
+
+        Raises
+        ------
+        TransientError
+            If the head is lost.
+        ResourceError
+            If no machine can ever do the work, and none came for half an hour.
+        """
         check_head()
-        if self._roster is not None and time.monotonic() - self._looked > _LOOK_EVERY_S:
+        if time.monotonic() - self._looked > _LOOK_EVERY_S:
             self._looked = time.monotonic()
-            for line in self._roster.update():
-                self.terminal.warn(line)
-            self.pool.exclude(self._roster.excluded)
+            if self._roster is not None:
+                for line in self._roster.update():
+                    self.terminal.warn(line)
+                self.pool.exclude(self._roster.excluded)
+            self._look_for_machines()
         self.then()
+
+    def _look_for_machines(self) -> None:
+        unmet, now = self.machines.unmet(self.pool.asks), time.monotonic()
+        if unmet is None:
+            self._unmet_since, self._was_said = -1.0, False
+            return
+        if self._unmet_since < 0:
+            self._unmet_since = now
+        waited = now - self._unmet_since
+        if self.machines.is_local or waited > _GIVE_UP_S:
+            raise ResourceError(unmet)
+        if waited > _SAY_AFTER_S and not self._was_said:
+            self._was_said = True
+            self.terminal.warn(f"{unmet}; waiting for one")
 
 
 class PartialExport:

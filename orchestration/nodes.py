@@ -121,14 +121,14 @@ def this_process() -> NodeFacts:
 
 
 def differences(here: NodeFacts, there: NodeFacts) -> list[str]:
-    """What makes numbers of two nodes differ, as "numpy 2.0.0 instead of 2.1.0"."""
+    """What makes numbers of two nodes differ, as "numpy 2.0.0 instead of 2.1.0".
+
+    Of the code only what computes counts: an edited page of the documentation is no difference.
+    """
     pairs = [("medrec", here.version, there.version)]
-    # a wheel has no commit; the digest of the sources still tells
-    if here.commit and there.commit:
-        pairs.append(("medrec commit", _short(here), _short(there)))
     pairs += [(name, here.packages.get(name), there.packages.get(name)) for name in _DECISIVE]
-    if all(ours == theirs for _, ours, theirs in pairs):
-        pairs.append(("source code of quantum/", str(here.source)[:12], str(there.source)[:12]))
+    if here.source != there.source:
+        pairs.append(("source code of quantum/", _short(here), _short(there)))
     return [
         f"{name} {theirs or 'missing'} instead of {ours or 'missing'}"
         for name, ours, theirs in pairs
@@ -137,7 +137,8 @@ def differences(here: NodeFacts, there: NodeFacts) -> list[str]:
 
 
 def _short(facts: NodeFacts) -> str:
-    return f"{str(facts.commit)[:12]}{' with changes' if facts.dirty else ''}"
+    commit = f", commit {facts.commit[:12]}" if facts.commit else ""
+    return f"{str(facts.source)[:12]}{commit}{' with changes' if facts.dirty else ''}"
 
 
 # --------------------------------------------------------------------------- asking

@@ -70,15 +70,15 @@ class RayPool:
         self._remote = ray.remote(max_retries=LOST_WORKERS, retry_exceptions=False)(_call)
         self._functions: dict[Any, Any] = {}
         self._remotes: dict[Ask, Any] = {}
-        self._running: dict[Any, Any] = {}
+        self._running: dict[Any, tuple[Any, Ask]] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
     @property
-    def tokens(self) -> list[Any]:
-        """Tokens of what is in flight."""
-        return list(self._running.values())
+    def asks(self) -> set[Ask]:
+        """What is asked for by what is in flight."""
+        return {ask for _, ask in self._running.values()}
 
     def exclude(self, nodes: Collection[str]) -> None:
         """Give these nodes (by Ray's id) no new task."""
@@ -95,7 +95,7 @@ class RayPool:
         reference = self._remotes[ask].remote(
             self._functions[function], item, max(1, int(ask.cpus))
         )
-        self._running[reference] = token
+        self._running[reference] = token, ask
 
     def _options(self, ask: Ask) -> dict[str, Any]:
         options: dict[str, Any] = {"num_cpus": ask.cpus}
@@ -122,7 +122,7 @@ class RayPool:
         return [self._collect(reference) for reference in ready]
 
     def _collect(self, reference: Any) -> Answer:
-        token, errors = self._running.pop(reference), self.ray.exceptions
+        (token, _), errors = self._running.pop(reference), self.ray.exceptions
         try:
             value, node = self.ray.get(reference)
         except errors.OutOfMemoryError as error:

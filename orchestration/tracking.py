@@ -8,6 +8,7 @@ here is a warning and never the end of a training.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -178,7 +179,8 @@ def dashboard_line(ray: Any) -> str | None:
         code it is given and so listens on the head's loopback only.
     """
     # the public way to the address: a second init hands out the context of the first
-    url = ray.init(ignore_reinit_error=True).address_info.get("webui_url")
+    context = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
+    url = context.address_info.get("webui_url")
     if not url:
         return None
     port = str(url).rstrip("/").rpartition(":")[2]

@@ -112,7 +112,7 @@ class Store(DiskClaims):
 
     def _sweep(self) -> None:
         limit = time.time() - _DAY_S
-        for path in (self.root / "tmp").glob("*"):
+        for path in (*(self.root / "tmp").glob("*"), *(self.root / "claims").glob("*")):
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime >= limit:
                     continue

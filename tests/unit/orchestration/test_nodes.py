@@ -38,7 +38,7 @@ def test_the_driver_knows_itself(here):
     [
         ({"version": "0.0.9"}, "medrec 0.0.9 instead of"),
         ({"packages": {"numpy": "1.0", "rdkit": None}}, "numpy 1.0 instead of"),
-        ({"source": "f" * 64}, "source code of quantum/ ffffffffffff instead of"),
+        ({"source": "f" * 64}, "source code of quantum/ ffffffffffff"),
     ],
 )
 def test_what_changes_numbers_is_a_difference(here, change, expected):
@@ -51,14 +51,13 @@ def test_a_package_that_is_missing_is_named_as_such(here):
     assert found == f"pyscf missing instead of {here.packages['pyscf']}"
 
 
-def test_commits_count_where_both_have_one(here):
+def test_the_code_that_computes_counts_and_not_the_commit(here):
     clean = replace(here, commit="a" * 40, dirty=False)
     assert nodes.differences(clean, replace(clean, commit=None, dirty=None)) == []
-    assert nodes.differences(clean, replace(clean, commit="b" * 40)) == [
-        f"medrec commit {'b' * 12} instead of {'a' * 12}"
-    ]
-    (dirty,) = nodes.differences(clean, replace(clean, dirty=True))
-    assert dirty == f"medrec commit {'a' * 12} with changes instead of {'a' * 12}"
+    assert nodes.differences(clean, replace(clean, commit="b" * 40, dirty=True)) == []
+    changed = replace(clean, source="f" * 64, commit="b" * 40, dirty=True)
+    (text,) = nodes.differences(clean, changed)
+    assert f"{'f' * 12}, commit {'b' * 12} with changes instead of {here.source[:12]}" in text
 
 
 def test_other_packages_and_machines_may_differ(here):

@@ -341,7 +341,7 @@ def ray_like(url: str | None, own: str) -> SimpleNamespace:
         },
     ]
     return SimpleNamespace(
-        init=lambda ignore_reinit_error: SimpleNamespace(address_info={"webui_url": url}),
+        init=lambda **_: SimpleNamespace(address_info={"webui_url": url}),
         nodes=lambda: nodes,
         util=SimpleNamespace(get_node_ip_address=lambda: own),
     )
