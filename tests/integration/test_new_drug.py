@@ -74,7 +74,7 @@ def test_a_new_drug_from_a_smiles_and_from_its_geometry(tmp_path: Path):
         (("C(", "--level", "fast"), 2, "does not parse"),
         (("CO", "--level", "best"), 2, "fast, standard, tight"),
         (("--structure", "absent.sdf"), 2, "file not found"),
-        (("CO", "--level", "fast", "--time-limit-s", "1"), 4, "stopped after 1 s"),
+        (("CC" * 15, "--level", "tight", "--time-limit-s", "1"), 4, "stopped after 1 s"),
         (("CC" * 80, "--level", "fast"), 4, "heavy atoms, limit 150"),
     ],
 )

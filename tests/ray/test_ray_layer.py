@@ -236,6 +236,7 @@ def test_pretraining_goes_on_after_a_killed_driver(featured):
     assert set(trained.inputs) == {"cohort", "features", "pretrained"}
 
 
+@pytest.mark.slow  # the same on a molecule library is not: tests/ray/test_molecules_ray.py
 @pytest.mark.timeout(900)
 def test_pretraining_goes_on_after_a_killed_worker_as_if_nothing_had_been(featured):
     home, cohort, features = featured

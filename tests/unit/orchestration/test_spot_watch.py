@@ -592,10 +592,12 @@ def test_without_block_the_raylet_itself_is_meant(start):
     assert (node.target, node.drain_s) == (raylet, 0)
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("", 30), ("soon", 30), ("-1", 0)])
-def test_odd_drain_times(start, value, seconds):
-    start("c3" * 28, "--block", RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=value)
-    assert find_ray_node("c3" * 28).drain_s == seconds
+@pytest.mark.parametrize(
+    ("name", "value", "seconds"), [("c3", "", 30), ("c4", "soon", 30), ("c5", "-1", 0)]
+)
+def test_odd_drain_times(start, name, value, seconds):
+    start(name * 28, "--block", RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=value)
+    assert find_ray_node(name * 28).drain_s == seconds
 
 
 def test_several_nodes_must_be_told_apart(start):
