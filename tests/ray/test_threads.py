@@ -50,7 +50,7 @@ def test_threads_that_compute_are_those_of_the_task(bench, inherited):
 
 MEASURE = """
 import hashlib, sys, threading
-
+from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, sys.argv[1])
 import threads
 idle = threading.Event()
