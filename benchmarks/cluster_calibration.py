@@ -29,7 +29,7 @@ from orchestration.features import make_tasks
 from orchestration.graph import Piece, pieces_of
 from orchestration.ledger import LEDGER, Ledger
 from orchestration.precompute import ATTEMPTS, Driver, Settings, with_history
-from orchestration.tasks import RayPool
+from orchestration.tasks import Ask, RayPool
 from quantum.base import MedrecError, read_json
 from quantum.child import close_servers, measure_start
 from quantum.cost import n_basis_functions, predicted_cpu_s
@@ -225,10 +225,10 @@ def measure_driver(n_tasks: int = 1500) -> tuple[float, float]:
         counts, spent = (64, 1000, 4000, 16000), []
         for count in counts:
             while len(pool) < count:
-                pool._running[later.remote(blocker)] = None
+                pool._running[later.remote(blocker)] = None, Ask()
 
             def look() -> None:
-                pool._running[ray.put((None, ""))] = None
+                pool._running[ray.put((None, ""))] = None, Ask()
                 if len(pool.finished()) != 1:
                     raise SystemExit("one task was finished")
 
