@@ -25,7 +25,7 @@ from medrec.data.cohort import Cohort
 from medrec.data.schema import Vocabulary, data_root
 from medrec.molecules.drugs import build_drug_molecules
 from medrec.runs import Home
-from orchestration.cluster import ADDRESS_VARIABLE, check_shared, ensure_ray
+from orchestration.cluster import ADDRESS_VARIABLE, check_shared, cluster_slots, ensure_ray
 from orchestration.console import Terminal
 from orchestration.drivers import driver_name, term_is_interruption
 from orchestration.graph import conformer_batches, pieces_of
@@ -157,7 +157,7 @@ def compute(
     watch = Watch(machines, pool, config, store, terminal, on_tick)
     ledger = Ledger(home.root / LEDGER, driver_name())
     pieces = [pieces_of(task, config.resources) for task in full]
-    pieces += conformer_batches(conformers, config.resources, machines.slots(1))
+    pieces += conformer_batches(conformers, config.resources, cluster_slots(ray, 1))
     settings = Settings(
         limits=config.resources,
         window=machines.window,
@@ -223,10 +223,6 @@ class Machines:
         alive = (node["Resources"] for node in self.ray.nodes() if node["Alive"])
         return [resources for resources in alive if resources.get("CPU")]
 
-    def slots(self, cpus: float) -> int:
-        """Tasks of some cores that the machines hold."""
-        return sum(int(resources["CPU"] // cpus) for resources in self._nodes())
-
     def window(self) -> int:
         """Pieces in flight at most: what is running, and as much again so that nobody waits.
 
@@ -234,7 +230,7 @@ class Machines:
         """
         if self.config.max_in_flight is not None:
             return self.config.max_in_flight
-        twice = 2 * self.slots(1)
+        twice = 2 * cluster_slots(self.ray, 1)
         return max(4, twice) if self.is_local else max(_WINDOW_WHEN_GROWING, twice)
 
     def unmet(self, asks: Collection[Ask]) -> str | None:

@@ -9,12 +9,12 @@ of a small one stay together, since each further piece costs a start.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestration.tasks import Ask
 from quantum.cost import predicted_conformer_s, predicted_cpu_s, predicted_memory_mb
-from quantum.pipeline import STAGES, Stage, Task
+from quantum.pipeline import Stage, Task
 from quantum.schema import Resources
 
 SECONDS_PER_BATCH = 5.0
@@ -181,10 +181,3 @@ def _batch(tasks: Sequence[Task], cost_s: float, limits: Resources) -> Piece:
     dft = heaviest.spec.conformer.optimise == "dft"
     memory_mb = predicted_memory_mb(heaviest.species, heaviest.spec.calculation) if dft else 1000
     return Piece(tuple(tasks), _within(limits, memory_mb, cost_s), cost_s, "conformers")
-
-
-def open_stages(task: Task, there: Iterable[str]) -> Task:
-    """The task without the stages whose keys are there."""
-    keys, present = task.keys, set(there)
-    left = tuple(s for s in STAGES if s in task.stages and keys[s] not in present)
-    return task.model_copy(update={"stages": left})
