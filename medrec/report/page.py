@@ -63,6 +63,8 @@ class Page:
     subtitle: str
     sections: list[tuple[str, str, str]] = field(default_factory=list)
     figures: list[tuple[str, str]] = field(default_factory=list)
+    documents: dict[str, str] = field(default_factory=dict)
+    assets: list[str] = field(default_factory=list)
 
     def add(self, title: str, *parts: str) -> None:
         """Append a section made of HTML parts."""
@@ -75,9 +77,24 @@ class Page:
         self.figures.append((name, figure.to_json()))
         return f'<div class="figure" id="{name}" role="img" aria-label="{escape(label)}"></div>'
 
+    def use(self, *names: str) -> None:
+        """Put style sheets and scripts of the package's ``assets`` folder into the page, once."""
+        self.assets += [name for name in names if name not in self.assets]
+
+    def data(self, name: str, document: Any) -> None:
+        """Put a JSON document into the page, as the script element ``name``."""
+        self.documents[name] = script_json(json.dumps(document))
+
     def render(self) -> str:
         """The whole page as one string."""
         assets = files("medrec.report") / "assets"
+        more = {name: (assets / name).read_text(encoding="utf-8") for name in self.assets}
+        styles = "".join(f"<style>{t}</style>" for n, t in more.items() if n.endswith(".css"))
+        scripts = "".join(f"<script>{t}</script>" for n, t in more.items() if n.endswith(".js"))
+        documents = "".join(
+            f'<script type="application/json" id="{escape(name)}">{text}</script>'
+            for name, text in self.documents.items()
+        )
         css = (assets / "report.css").read_text(encoding="utf-8")
         javascript = (assets / "report.js").read_text(encoding="utf-8")
         nav = "".join(f'<a href="#{a}">{escape(t)}</a>' for a, t, _ in self.sections)
@@ -90,11 +107,12 @@ class Page:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             '<link rel="icon" href="data:,">'
-            f"<title>{escape(self.title)}</title><style>{css}</style></head><body>"
+            f"<title>{escape(self.title)}</title><style>{css}</style>{styles}</head><body>"
             f"<header><div><h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p></div>"
             '<button id="theme" type="button" aria-label="switch between light and dark">◐</button>'
             f"</header><nav>{nav}</nav><main>{body}</main>"
             "<footer>Made by medrec. Research use only, not for clinical decisions.</footer>"
             f'<script type="application/json" id="figures">{data}</script>'
-            f"<script>{get_plotlyjs()}</script><script>{javascript}</script></body></html>"
+            f"{documents}<script>{get_plotlyjs()}</script><script>{javascript}</script>{scripts}"
+            "</body></html>"
         )
