@@ -118,7 +118,10 @@ def plan(
 
 
 class Claims:
-    """Claims of one owner, renewed by a thread while they are held.
+    """Claims of one owner, renewed by a thread while any is held.
+
+    The thread stays for the next claim, since starting one takes as long as a small commit, and
+    ends when nothing has been held for a while.
 
     Parameters
     ----------
@@ -130,6 +133,9 @@ class Claims:
 
     def __init__(self, owner: str, beat_s: float = 10.0) -> None:
         self.owner, self.beat_s = owner, beat_s
+        self._held: dict[str, tuple[StoreLike, int]] = {}
+        self._lock = threading.Lock()
+        self._is_renewing = False
 
     @contextlib.contextmanager
     def hold(self, store: StoreLike, key: str) -> Iterator[str | None]:
@@ -138,23 +144,30 @@ class Claims:
         if seen is not None:
             yield seen
             return
-        stop = threading.Event()
-        thread = threading.Thread(target=self._renew, args=(store, key, stop), daemon=True)
-        thread.start()
+        with self._lock:
+            self._held[key] = store, 0
+            if not self._is_renewing:
+                self._is_renewing = True
+                threading.Thread(target=self._renew, daemon=True).start()
         try:
             yield None
         finally:
-            stop.set()
-            thread.join()
+            with self._lock:  # a renewal after the release would claim it again
+                self._held.pop(key, None)
             with contextlib.suppress(OSError, MedrecError):
                 store.release(key, self.owner)
 
-    def _renew(self, store: StoreLike, key: str, stop: threading.Event) -> None:
-        beat = 0
-        while not stop.wait(self.beat_s):
-            beat += 1
-            with contextlib.suppress(OSError, MedrecError):
-                store.renew(key, self.owner, beat)
+    def _renew(self) -> None:
+        while True:
+            time.sleep(self.beat_s)
+            with self._lock:
+                if not self._held:
+                    self._is_renewing = False
+                    return
+                for key, (store, beat) in self._held.items():
+                    self._held[key] = store, beat + 1
+                    with contextlib.suppress(OSError, MedrecError):
+                        store.renew(key, self.owner, beat + 1)
 
 
 # --------------------------------------------------------------------------- one species

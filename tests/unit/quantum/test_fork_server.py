@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from quantum import child
+from quantum import child, fork_handle
 from quantum.base import TransientError
 from quantum.child import ChildRequest, run_all_in_child, run_in_child
-from quantum.fork_server import ForkServer
+from quantum.fork_handle import ForkServer
 from quantum.molecule import species_from_smiles
 from quantum.pipeline import Task
 from quantum.schema import CalculationSpec, ConformerSpec, GridSpec, PipelineSpec, Resources
@@ -99,6 +99,47 @@ def test_a_batch_goes_on_behind_the_one_that_died(servers, tmp_path):
     assert seen == outcomes
     again = run_all_in_child([task("O"), task("CF")], request)
     assert [outcome.status for outcome in again] == ["present", "present"]
+
+
+def test_a_child_takes_further_requests_while_they_are_small(servers, tmp_path, monkeypatch):
+    assert run_in_child(task("O"), tmp_path, Resources()).status == "done"
+    first = children()
+    assert len(first) == 1
+    request = ChildRequest(str(tmp_path), Resources(), "me:1:2:3")
+    assert run_all_in_child([task("N"), task("CF")], request)[-1].status == "done"
+    assert children() == first
+    monkeypatch.setattr(fork_handle, "KEPT_S", 0.0)
+    assert run_in_child(task("CCO"), tmp_path, Resources()).status == "done"  # its last one
+    monkeypatch.undo()
+    assert run_in_child(task("OO"), tmp_path, Resources()).status == "done"
+    assert len(children()) == 1
+    assert children() != first
+
+
+def test_each_request_has_its_own_memory_limit_time_and_output(servers, tmp_path):
+    small = run_in_child(task("O"), tmp_path, Resources(memory_mb=1000))
+    large = run_in_child(task("CN"), tmp_path, Resources(memory_mb=12_000))
+    assert (small.status, large.status) == ("done", "done")
+    assert large.peak_mb > 4000 > small.peak_mb > 0
+    assert run_in_child(task("N"), tmp_path, Resources()).peak_mb < 4000
+    crash = run_in_child(task("CC"), tmp_path, Resources())
+    assert crash.message.count("about to read address 0") == 1
+
+
+def test_a_child_that_was_killed_between_two_requests_costs_neither(servers, tmp_path):
+    assert run_in_child(task("O"), tmp_path, Resources()).status == "done"
+    (pid,) = children()
+    os.kill(int(pid), signal.SIGKILL)
+    wait_for(lambda: children() == [])
+    outcome = run_in_child(task("N"), tmp_path, Resources())
+    assert (outcome.status, outcome.kind) == ("done", "")
+
+
+def children() -> list[str]:
+    """Process numbers of what the server has started."""
+    (server,) = child._servers.values()
+    pid = server._process.pid
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def test_a_killed_server_is_transient_and_the_next_call_has_a_new_one(servers, tmp_path):
