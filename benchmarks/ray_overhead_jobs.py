@@ -21,7 +21,7 @@ from typing import Any
 
 from soak_jobs import LIMITS, SPEC, toy_tasks
 
-from orchestration.graph import Piece, pieces_of
+from orchestration.graph import Backlog, Piece, pieces_of
 from orchestration.ledger import LEDGER, Ledger
 from orchestration.precompute import Driver, Settings, Tally
 from orchestration.tasks import Ask, RayPool
@@ -105,7 +105,7 @@ class Drive:
         elif self.body is not None:
             driver._work = partial(self.body, store=self.store.location, owner=driver.owner)
         start = time.perf_counter()
-        tally = driver.run([pieces_of(task, LIMITS) for task in tasks])
+        tally = driver.run(Backlog([], tasks, partial(pieces_of, limits=LIMITS)))
         seconds = time.perf_counter() - start
         ledger.close()
         if tally.done != len(tasks):
@@ -253,9 +253,17 @@ def memory(count: str) -> dict[str, Any]:
         drive = Drive(ray, Path(folder), 64, empty_piece)
         drive.run(toy_tasks(1_000_000, 1000))
         before = rss_mb()
-        tasks = [task.model_copy(deep=True) for task in toy_tasks(0, n)]
+        tasks = distinct_tasks(n)
         seconds = drive.run(tasks, step)
     return {"after_1000_mb": before, "along_mb": seen, "seconds": seconds}
+
+
+def distinct_tasks(n: int) -> list[Task]:
+    """Requests as a sweep has them: molecules of their own (invented), one specification."""
+    (pattern,) = toy_tasks(0, 1)
+    invented = ({"charge": i, "inchikey": f"{i:027d}"} for i in range(n))
+    species = (pattern.species.model_copy(update=item) for item in invented)
+    return [pattern.model_copy(update={"species": item}) for item in species]
 
 
 def start() -> dict[str, float]:

@@ -28,7 +28,7 @@ from medrec.runs import Home
 from orchestration.cluster import ADDRESS_VARIABLE, check_shared, cluster_slots, ensure_ray
 from orchestration.console import Terminal
 from orchestration.drivers import driver_name, term_is_interruption
-from orchestration.graph import conformer_batches, pieces_of
+from orchestration.graph import Backlog, conformer_batches, pieces_of
 from orchestration.head import check_head
 from orchestration.ledger import LEDGER, Ledger
 from orchestration.nodes import NodeRoster, check_nodes
@@ -156,8 +156,9 @@ def compute(
     machines, pool = Machines(ray, config), RayPool(ray)
     watch = Watch(machines, pool, config, store, terminal, on_tick)
     ledger = Ledger(home.root / LEDGER, driver_name())
-    pieces = [pieces_of(task, config.resources) for task in full]
-    pieces += conformer_batches(conformers, config.resources, cluster_slots(ray, 1))
+    batches = conformer_batches(conformers, config.resources, cluster_slots(ray, 1))
+    make = partial(pieces_of, limits=config.resources)
+    backlog = Backlog(batches, full, with_history(make, ledger, config.resources, retry))
     settings = Settings(
         limits=config.resources,
         window=machines.window,
@@ -165,7 +166,6 @@ def compute(
         retry=retry,
         grace_s=config.interrupt_grace_s,
     )
-    pieces = with_history(pieces, ledger, config.resources, retry)
     try:
         with terminal.progress("molecules", len(full) + len(conformers)) as step:
             driver = Driver(
@@ -178,7 +178,7 @@ def compute(
                 on_tick=watch,
             )
             with term_is_interruption():
-                tally = driver.run(pieces)
+                tally = driver.run(backlog)
     finally:
         ledger.close()
     for line in explain(tally):

@@ -9,8 +9,9 @@ of a small one stay together, since each further piece costs a start.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from orchestration.tasks import Ask
 from quantum.cost import predicted_conformer_s, predicted_cpu_s, predicted_memory_mb
@@ -26,7 +27,7 @@ _GROWTH = 2.0
 _LEAST_MB, _MEMORY_STEP = 500.0, 2.0**0.25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Stages that one child process computes, for one molecule or for several.
 
@@ -63,6 +64,11 @@ class Piece:
     def all_cost_s(self) -> float:
         """Predicted seconds of this piece and of those behind it."""
         return self.cost_s + (self.then.all_cost_s if self.then else 0.0)
+
+    @property
+    def priority(self) -> float:
+        """Smaller goes first: conformers, which are cheap, then the largest molecules."""
+        return -self.all_cost_s if self.pool == "dft" else -math.inf
 
     def ask(self, most_memory_mb: float | None = None) -> Ask:
         """What Ray is asked for; never more memory than the largest machine has."""
@@ -106,9 +112,8 @@ def pieces_of(task: Task, limits: Resources) -> Piece:
     limits : Resources
         The most that a first attempt may take; predictions below it count.
     """
-    spec = task.spec.calculation
-    cost_s = predicted_cpu_s(task.species, spec) + predicted_conformer_s(task.species)
-    memory_mb = predicted_memory_mb(task.species, spec)
+    cost_s = cost_of(task)
+    memory_mb = predicted_memory_mb(task.species, task.spec.calculation)
     late: tuple[Stage, ...] = tuple(s for s in task.stages if s in ("elf", "features"))
     early: tuple[Stage, ...] = tuple(s for s in task.stages if s not in late)
     if cost_s < _ALONE_FROM_S or not late or not early:
@@ -128,6 +133,46 @@ def pieces_of(task: Task, limits: Resources) -> Piece:
     )
 
 
+def cost_of(task: Task) -> float:
+    """Predicted seconds of one core for all stages of a molecule."""
+    seconds = predicted_cpu_s(task.species, task.spec.calculation)
+    return seconds + predicted_conformer_s(task.species)
+
+
+class Backlog:
+    """Pieces in the order to start them; those of molecules are made when their turn comes.
+
+    A sweep of a million molecules is then a list of requests, and not of all that follows from
+    them.
+
+    Parameters
+    ----------
+    pieces : sequence of Piece
+        Such as `conformer_batches`.
+    tasks : sequence of Task
+        Molecules; they come behind ``pieces``, the largest first.
+    make : callable
+        Piece of a task.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        tasks: Sequence[Task] = (),
+        make: Callable[[Task], Piece] | None = None,
+    ) -> None:
+        self._pieces = sorted(pieces, key=lambda piece: piece.priority)
+        costs = {id(task): cost_of(task) for task in tasks}
+        self._tasks, self._make = sorted(tasks, key=lambda task: -costs[id(task)]), make
+        self.n_tasks = len(tasks) + sum(len(piece.tasks) for piece in pieces)
+        self.cost_s = sum(costs.values()) + sum(piece.all_cost_s for piece in pieces)
+
+    def __iter__(self) -> Iterator[Piece]:
+        yield from self._pieces
+        if self._make is not None:
+            yield from map(self._make, self._tasks)
+
+
 def memory_shape(memory_mb: float) -> int:
     """Memory rounded up to a step: Ray gives a worker on to the next task of the same shape alone.
 
@@ -140,12 +185,14 @@ def memory_shape(memory_mb: float) -> int:
 def _within(limits: Resources, memory_mb: float, cost_s: float) -> Resources:
     """Predicted memory and time, if they are below the limits."""
     time_s = max(_LEAST_TIME_S, _TIME_FACTOR * cost_s / limits.threads)
-    return limits.model_copy(
-        update={
-            "memory_mb": min(limits.memory_mb, memory_shape(memory_mb)),
-            "time_limit_s": min(limits.time_limit_s, time_s),
-        }
-    )
+    memory = min(limits.memory_mb, memory_shape(memory_mb))
+    return _limited(limits, memory, min(limits.time_limit_s, float(math.ceil(time_s))))
+
+
+@lru_cache(maxsize=1024)
+def _limited(limits: Resources, memory_mb: int, time_limit_s: float) -> Resources:
+    """Limits that many pieces share."""
+    return limits.model_copy(update={"memory_mb": memory_mb, "time_limit_s": time_limit_s})
 
 
 def conformer_batches(tasks: Sequence[Task], limits: Resources, slots: int) -> list[Piece]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +33,6 @@ _COLUMNS = {
     "time": "TEXT",
 }
 _WRITE_EVERY_S = 1.0
-_ASKED = 500  # keys per question; SQLite takes 999
 
 
 class Ledger:
@@ -88,18 +86,15 @@ class Ledger:
             self._connection.executemany(f"INSERT INTO attempts VALUES ({marks})", self._rows)
             self._rows.clear()
 
-    def failures(self, keys: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Failed attempts of some keys, counted by kind."""
-        asked, found = list(keys), dict[str, dict[str, int]]()
-        for start in range(0, len(asked), _ASKED):
-            part = asked[start : start + _ASKED]
-            query = (
-                "SELECT key, kind, COUNT(*) FROM attempts WHERE status = 'failed' "
-                f"AND key IN ({', '.join('?' * len(part))}) GROUP BY key, kind"
-            )
-            with contextlib.suppress(sqlite3.Error):  # without history attempts count from here on
-                for key, kind, count in self._connection.execute(query, part):
-                    found.setdefault(key, {})[kind] = count
+    def failures(self) -> dict[str, dict[str, int]]:
+        """Failed attempts of each key that has any, counted by kind."""
+        found = dict[str, dict[str, int]]()
+        query = (
+            "SELECT key, kind, COUNT(*) FROM attempts WHERE status = 'failed' GROUP BY key, kind"
+        )
+        with contextlib.suppress(sqlite3.Error):  # without history attempts count from here on
+            for key, kind, count in self._connection.execute(query):
+                found.setdefault(key, {})[kind] = count
         return found
 
     def table(self) -> pd.DataFrame:

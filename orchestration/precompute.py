@@ -12,13 +12,13 @@ import heapq
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 from orchestration.drivers import driver_name, is_dead
-from orchestration.graph import Piece
+from orchestration.graph import Backlog, Piece
 from orchestration.ledger import Ledger
 from orchestration.tally import Settings, Tally
 from orchestration.tasks import Answer, Lost, RayPool
@@ -33,7 +33,7 @@ ATTEMPTS: dict[str, int] = {
     "input": 1,
     "convergence": 1,
     "config": 1,
-    "lost": 1,  # Ray has tried it on several workers already
+    "lost": 2,  # each is an attempt and further ones by Ray, on other workers
     "crash": 2,
     "unknown": 2,
     "integrity": 2,
@@ -89,6 +89,8 @@ class Driver:
         self._later: list[tuple[float, int, Piece]] = []
         self._flying: dict[int, Piece] = {}
         self._numbers = itertools.count()
+        self._source: Iterator[Piece] = iter(())
+        self._pulled: Piece | None = None
         self._claims: dict[str, _Seen] = {}
         self._nodes: dict[str, Counter[str]] = {}
         self._disk_full_since: float | None = None
@@ -97,7 +99,7 @@ class Driver:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self, pieces: Iterable[Piece]) -> Tally:
+    def run(self, pieces: Backlog | Sequence[Piece]) -> Tally:
         """Work until nothing is left.
 
         Raises
@@ -109,10 +111,11 @@ class Driver:
         KeyboardInterrupt
             After an interruption; what ran had `Settings.grace_s` to finish.
         """
-        for piece in pieces:
-            self.tally.total += len(piece.tasks)
-            self.tally.cost_left_s += piece.all_cost_s
-            self._push(piece)
+        backlog = pieces if isinstance(pieces, Backlog) else Backlog(pieces)
+        self.tally.total += backlog.n_tasks
+        self.tally.cost_left_s += backlog.cost_s
+        self._source = iter(backlog)
+        self._pull()
         try:
             while self._ready or self._later or self._flying:
                 self._feed()
@@ -135,13 +138,23 @@ class Driver:
         return []
 
     def _push(self, piece: Piece, pause_s: float = 0.0) -> None:
-        """Queue a piece: conformers first, which are cheap, then the largest."""
         number = next(self._numbers)
         if pause_s > 0:
             heapq.heappush(self._later, (self.settings.clock() + pause_s, number, piece))
             return
-        priority = -piece.all_cost_s if piece.pool == "dft" else -float("inf")
-        heapq.heappush(self._ready, (priority, number, piece))
+        heapq.heappush(self._ready, (piece.priority, number, piece))
+
+    def _pull(self) -> None:
+        """Queue the next piece of the backlog; there is always one in the queue until its end."""
+        self._pulled = next(self._source, None)
+        if self._pulled is not None:
+            self._push(self._pulled)
+
+    def _pop(self) -> Piece:
+        piece = heapq.heappop(self._ready)[2]
+        if piece is self._pulled:
+            self._pull()
+        return piece
 
     def _feed(self) -> None:
         now = self.settings.clock()
@@ -154,7 +167,7 @@ class Driver:
             self._most_mb = self.settings.most_memory_mb()  # asks the head: not for every piece
         most = self._window if self._disk_full_since is None else 1
         while self._ready and len(self._flying) < most:
-            number, piece = next(self._numbers), heapq.heappop(self._ready)[2]
+            number, piece = next(self._numbers), self._pop()
             self._flying[number] = piece
             self.tally.attempts += len(piece.tasks)
             self.pool.submit(number, self._work, piece, piece.ask(self._most_mb))
@@ -183,6 +196,7 @@ class Driver:
             outcomes = [o.model_copy(update={"node": answer.node}) for o in answer.value]
         for task, outcome in zip(piece.tasks, outcomes, strict=True):
             self._settle(piece.alone(task), task, outcome)
+            task.forget_keys()
             self.on_step(self.tally, task.species.smiles)
 
     def _lost(self, task: Task, answer: Answer) -> Outcome:
@@ -237,7 +251,7 @@ class Driver:
             largest, self.settings.limits.memory_mb
         )
         if again.failed[kind] < ATTEMPTS.get(kind, 1) and not (kind == "resource" and too_large):
-            passing = kind in ("transient", "store", "program_missing", "unknown")
+            passing = kind in ("lost", "transient", "store", "program_missing", "unknown")
             self._push(again, _pause(piece.failed.get(kind, 0)) if passing else 0.0)
             return
         if kind == "program_missing":
@@ -360,21 +374,21 @@ def work(piece: Piece, store: str, owner: str) -> list[Outcome]:
 
 
 def with_history(
-    pieces: Iterable[Piece], ledger: Ledger, limits: Resources, retry: Iterable[str] = ()
-) -> list[Piece]:
-    """Pieces with the failures that earlier drivers had with them; retried kinds start anew."""
-    listed, forgiven = list(pieces), set(retry)
-    known = ledger.failures(
-        task.keys[stage] for piece in listed for task in piece.tasks for stage in task.stages
-    )
-    return [_remember(piece, known, limits, forgiven) if known else piece for piece in listed]
+    make: Callable[[Task], Piece], ledger: Ledger, limits: Resources, retry: Iterable[str] = ()
+) -> Callable[[Task], Piece]:
+    """Pieces of tasks with the failures that earlier drivers had; retried kinds start anew."""
+    known, forgiven = ledger.failures(), set(retry)
+
+    def remembering(task: Task) -> Piece:
+        piece = make(task)
+        return _remember(piece, known, limits, forgiven) if known else piece
+
+    return remembering
 
 
 def _remember(
     piece: Piece, known: dict[str, dict[str, int]], limits: Resources, forgiven: set[str]
 ) -> Piece:
-    if len(piece.tasks) > 1:
-        return piece
     counts: Counter[str] = Counter()
     for stage in piece.tasks[0].stages:
         counts.update(known.get(piece.tasks[0].keys[stage], {}))

@@ -51,6 +51,10 @@ class Task(Frozen):
         """Keys of all stages."""
         return plan(self.species, self.spec, self.geometry)
 
+    def forget_keys(self) -> None:
+        """Free the keys, of which there are many in a long run; they are made again when wanted."""
+        self.__dict__.pop("keys", None)
+
 
 class Outcome(Frozen):
     """How a task ended; small, so that it travels well.
@@ -343,7 +347,7 @@ def wanted(
     attempts : mapping, optional
         How often a kind of failure may be met; one that was recorded less often is no end yet.
     """
-    planned = [(task, task.keys) for task in tasks]
+    planned = [(task, plan(task.species, task.spec, task.geometry)) for task in tasks]
     every = {keys[stage] for task, keys in planned for stage in task.stages}
     there = store.present(every)
     final = {

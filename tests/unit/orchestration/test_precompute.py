@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestration.drivers import driver_name, is_dead
-from orchestration.graph import Piece, conformer_batches, pieces_of
+from orchestration.graph import Backlog, Piece, conformer_batches, pieces_of
 from orchestration.ledger import Ledger
 from orchestration.precompute import Driver, with_history
 from orchestration.tally import Settings, Tally, explain
@@ -108,7 +109,9 @@ class World:
     folder: Path
     said: list[str] = field(default_factory=list)
 
-    def drive(self, pool: FakePool, pieces: list[Piece], window: int = 4, **more: Any) -> Tally:
+    def drive(
+        self, pool: FakePool, pieces: list[Piece] | Backlog, window: int = 4, **more: Any
+    ) -> Tally:
         Clock.now = 0.0
         settings = Settings(LIMITS, window=lambda: window, clock=Clock(), grace_s=5, **more)
         self.ledger = Ledger(self.folder / "attempts.sqlite", driver_name())
@@ -147,6 +150,33 @@ def test_largest_first_but_conformers_before(world: World):
     world.drive(pool, [*small("O", "CCCC", "CC"), *alone])
     order = [piece.tasks[0].species.smiles for piece, _ in pool.asked]
     assert order == ["C", "CCCC", "CC", "O"]
+
+
+def test_pieces_of_a_backlog_are_made_one_at_a_time_largest_first(world: World):
+    made: list[str] = []
+
+    def make(item: Task) -> Piece:
+        made.append(item.species.smiles)
+        ahead.append(len(made) - len(pool.asked))
+        return pieces_of(item, LIMITS)
+
+    ahead: list[int] = []
+    pool = FakePool(lambda piece, attempt: done(world.store, piece))
+    tasks = [task(name) for name in NAMES]
+    batches = conformer_batches([task("CF", stages=("conformer",))], LIMITS, 1)
+    backlog = Backlog(batches, tasks, make)
+    assert made == []
+    assert backlog.n_tasks == len(NAMES) + 1
+    pieces = [pieces_of(item, LIMITS) for item in tasks]
+    assert backlog.cost_s == pytest.approx(sum(p.all_cost_s for p in (*pieces, *batches)))
+    tally = world.drive(pool, backlog, window=2)
+    assert tally.done == len(NAMES) + 1
+    assert tally.cost_left_s == pytest.approx(0)
+    costs = [pieces_of(task(name), LIMITS).all_cost_s for name in made]
+    assert costs == sorted(costs, reverse=True)
+    assert sorted(made) == sorted(NAMES)
+    assert max(ahead) <= 2  # one in the queue, one on its way there
+    assert not any("keys" in item.__dict__ for item in tasks)
 
 
 def test_a_large_molecule_is_two_pieces_and_a_small_one_is_one(world: World):
@@ -238,7 +268,7 @@ def test_what_loses_its_workers_is_quarantined_until_it_is_retried(world: World)
     pool = FakePool(lambda piece, attempt: Lost("lost", "WorkerCrashedError: "))
     tally = world.drive(pool, small("CCO"))
     assert tally.failed == {("conformer", "lost"): 1}
-    assert len(pool.asked) == 1
+    assert len(pool.asked) == 2
     assert wanted([task("CCO")], world.store) == []
     assert wanted([task("CCO")], world.store, retry=("transient",)) == [task("CCO")]
 
@@ -358,10 +388,11 @@ def test_the_ledger_remembers_attempts_for_the_next_driver(world: World):
     world.drive(FakePool(lambda piece, attempt: failed(piece, "resource")), small("CCO"))
     world.ledger.close()
     fresh = Ledger(world.folder / "attempts.sqlite", "next")
-    (piece,) = with_history(small("CCO"), fresh, LIMITS)
+    make = partial(pieces_of, limits=LIMITS)
+    piece = with_history(make, fresh, LIMITS)(task("CCO"))
     assert piece.failed == {"resource": 2}
     assert piece.limits.memory_mb == 8000
-    (forgiven,) = with_history(small("CCO"), fresh, LIMITS, retry=("resource",))
+    forgiven = with_history(make, fresh, LIMITS, retry=("resource",))(task("CCO"))
     assert forgiven == small("CCO")[0]
     summary = fresh.summary()
     assert summary[["status", "stage", "kind", "attempts"]].values.tolist() == [
@@ -375,8 +406,8 @@ def test_a_damaged_ledger_is_set_aside(tmp_path: Path):
     path.write_bytes(b"no database at all" * 100)
     ledger = Ledger(path, "me")
     ledger.add("k" * 64, Outcome(species_key="s", status="failed", stage="scf", kind="crash"))
-    assert ledger.failures([]) == {}
+    assert ledger.failures() == {}
     ledger.write()
-    assert ledger.failures(["k" * 64]) == {"k" * 64: {"crash": 1}}
+    assert ledger.failures() == {"k" * 64: {"crash": 1}}
     ledger.close()
     assert len(list(tmp_path.glob("*damaged*"))) == 1
