@@ -6,12 +6,11 @@ that happens to one task stops the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 from quantum.base import MedrecError
-from quantum.pipeline import Outcome, Task, unknown_failure
 
 LOST_WORKERS = 3
 MIB = 2**20
@@ -166,50 +165,3 @@ def _call(function: Callable[[Any], Any], item: Any, threads: int) -> tuple[Any,
 
     with limit_threads(threads):
         return function(item), ray.get_runtime_context().get_node_id()
-
-
-@dataclass
-class RayExecutor:
-    """Runs a function over tasks as Ray tasks, in the given order; see `quantum.pipeline.Executor`.
-
-    Parameters
-    ----------
-    max_in_flight : int
-        Tasks submitted at a time.
-    """
-
-    ray: Any
-    cpus_per_task: float = 1
-    max_in_flight: int = 64
-    pool: RayPool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.pool = RayPool(self.ray)
-
-    def run(
-        self, function: Callable[[Task], Outcome], items: Sequence[Task]
-    ) -> Iterator[tuple[Task, Outcome]]:
-        """Yield items with their outcomes as they finish.
-
-        An exception in one item becomes its outcome. A worker that is lost three times on one item
-        ends it as ``transient``. Closing the iterator (Ctrl-C in the caller) cancels what runs.
-        """
-        ask, waiting = Ask(self.cpus_per_task), list(items)[::-1]
-        try:
-            while waiting or len(self.pool):
-                while waiting and len(self.pool) < self.max_in_flight:
-                    item = waiting.pop()
-                    self.pool.submit(item, function, item, ask)
-                for answer in self.pool.finished():
-                    yield answer.token, _outcome(answer)
-        finally:
-            self.pool.cancel()
-
-
-def _outcome(answer: Answer) -> Outcome:
-    if isinstance(answer.value, Outcome):
-        return answer.value.model_copy(update={"node": answer.node})
-    lost = answer.value
-    failure = unknown_failure(answer.token, RuntimeError(lost.message))
-    kind = "transient" if lost.kind == "lost" else lost.kind
-    return failure.model_copy(update={"kind": kind, "message": lost.message})

@@ -1,8 +1,7 @@
 """The stages in order: conformer → SCF → ELF map → features, each found by its key or computed.
 
 ``compute_features`` takes one species through the stages and never raises for chemistry: a failure
-is an `Outcome` with a kind, and a record in the store. ``run_many`` does that for a list, on
-whatever `Executor` it is given.
+is an `Outcome` with a kind, and a record in the store.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -75,15 +74,6 @@ class Outcome(Frozen):
     peak_mb: float = 0.0
     cpu_s: float = 0.0
     node: str = ""
-
-
-class Executor(Protocol):
-    """Runs a function over items, here or elsewhere."""
-
-    def run(
-        self, function: Callable[[Task], Outcome], items: Sequence[Task]
-    ) -> Iterator[tuple[Task, Outcome]]:
-        """Yield items with their outcomes as they finish; an exception becomes an outcome."""
 
 
 def plan(
@@ -308,30 +298,6 @@ def _failed(task: Task, stage: Stage, kind: str, message: str) -> Outcome:
 # --------------------------------------------------------------------------- many species
 
 
-class SerialExecutor:
-    """Runs everything here, one after the other."""
-
-    def run(
-        self, function: Callable[[Task], Outcome], items: Sequence[Task]
-    ) -> Iterator[tuple[Task, Outcome]]:
-        """Yield items with their outcomes in order; an exception becomes an outcome."""
-        for item in items:
-            try:
-                yield item, function(item)
-            except Exception as error:  # noqa: BLE001 - the executor boundary
-                yield item, unknown_failure(item, error)
-
-
-def unknown_failure(task: Task, error: BaseException) -> Outcome:
-    """Outcome of a task whose function broke in an unforeseen way."""
-    return Outcome(
-        species_key=task.species.key,
-        status="failed",
-        kind="unknown",
-        message=f"{type(error).__name__}: {error}",
-    )
-
-
 def wanted(
     tasks: Iterable[Task],
     store: StoreLike,
@@ -361,21 +327,6 @@ def wanted(
         if still and not still & final:
             left.setdefault(keys[task.stages[-1]], task)
     return list(left.values())
-
-
-def run_many(
-    tasks: Sequence[Task],
-    function: Callable[[Task], Outcome],
-    executor: Executor,
-    on_outcome: Callable[[Task, Outcome], None] | None = None,
-) -> list[Outcome]:
-    """Run tasks on an executor and collect their outcomes as they finish."""
-    outcomes = []
-    for task, outcome in executor.run(function, tasks):
-        outcomes.append(outcome)
-        if on_outcome is not None:
-            on_outcome(task, outcome)
-    return outcomes
 
 
 def status(tasks: Iterable[Task], store: StoreLike) -> pd.DataFrame:

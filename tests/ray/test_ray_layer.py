@@ -24,7 +24,7 @@ from medrec.runs import Home, Run
 from orchestration.cluster import check_shared, ensure_ray, require
 from orchestration.console import Terminal
 from orchestration.features import run_features
-from orchestration.tasks import RayExecutor
+from orchestration.tasks import Answer, Ask, Lost, RayPool
 from orchestration.train import run_pretrain
 from quantum.base import ResourceError
 from quantum.molecule import species_from_smiles
@@ -71,18 +71,28 @@ def behave(task: Task, folder: str = "") -> Outcome:
     return outcome(task, seconds=float(threads))
 
 
-def test_executor_survives_exceptions_and_killed_workers(ray, tmp_path):
-    executor = RayExecutor(ray, cpus_per_task=1, max_in_flight=2)
-    results = {
-        task.species.smiles: result
-        for task, result in executor.run(partial(behave, folder=str(tmp_path)), tasks())
-    }
+def run_all(ray, function, items, window: int, cpus: float = 1) -> dict[str, Answer]:
+    """Answers by SMILES, in the order in which they came."""
+    pool, waiting, answers = RayPool(ray), list(items), {}
+    try:
+        while waiting or len(pool):
+            while waiting and len(pool) < window:
+                item = waiting.pop(0)
+                pool.submit(item.species.smiles, function, item, Ask(cpus))
+            answers |= {answer.token: answer for answer in pool.finished()}
+    finally:
+        pool.cancel()
+    return answers
+
+
+def test_the_pool_survives_exceptions_and_killed_workers(ray, tmp_path):
+    results = run_all(ray, partial(behave, folder=str(tmp_path)), tasks(), window=2)
     assert set(results) == set(NAMES)
-    assert (results["N"].status, results["N"].kind) == ("failed", "unknown")
-    assert "surprise" in results["N"].message
-    assert results["CC"].status == "done"
+    assert results["N"].value == Lost("unknown", "ValueError: surprise")
+    assert results["CC"].value.status == "done"
     assert (tmp_path / "died").exists()
-    assert {r.seconds for r in results.values() if r.status == "done"} == {1.0}
+    done = [answer.value for name, answer in results.items() if name != "N"]
+    assert {result.seconds for result in done} == {1.0}
 
 
 def die(task: Task) -> Outcome:
@@ -90,10 +100,9 @@ def die(task: Task) -> Outcome:
     return outcome(task)
 
 
-def test_a_poison_task_ends_as_transient_and_the_rest_goes_on(ray):
-    executor = RayExecutor(ray, max_in_flight=1)
-    ((_, result),) = executor.run(die, tasks()[:1])
-    assert (result.status, result.kind) == ("failed", "transient")
+def test_a_poison_task_ends_as_lost(ray):
+    (answer,) = run_all(ray, die, tasks()[:1], window=1).values()
+    assert answer.value.kind == "lost"
 
 
 def wait_long(task: Task, folder: str) -> Outcome:
@@ -110,22 +119,15 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def test_closing_the_iterator_cancels_what_runs(ray, tmp_path, interruptible):
-    executor = RayExecutor(ray, cpus_per_task=0, max_in_flight=2)
-
-    def first_then_wait():
-        yield from executor.run(partial(wait_long, folder=str(tmp_path)), tasks()[:2])
-
+def test_an_interruption_cancels_what_runs(ray, tmp_path, interruptible):
     def interrupt_when_both_run():
         while len(list(tmp_path.iterdir())) < 2:
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
-    generator = first_then_wait()
     threading.Thread(target=interrupt_when_both_run, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        next(generator)
-    generator.close()
+        run_all(ray, partial(wait_long, folder=str(tmp_path)), tasks()[:2], window=2, cpus=0)
     deadline = time.monotonic() + 90
     pids = [int(p.name) for p in tmp_path.iterdir()]
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):

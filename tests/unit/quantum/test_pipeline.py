@@ -14,11 +14,9 @@ from quantum.cost import n_basis_functions, predicted_cpu_s, select_within_budge
 from quantum.export import export_features
 from quantum.molecule import species_from_smiles
 from quantum.pipeline import (
-    SerialExecutor,
     Task,
     compute_features,
     plan,
-    run_many,
     status,
     wanted,
 )
@@ -70,7 +68,7 @@ def test_a_failure_is_a_record_and_does_not_stop_the_others(monkeypatch: pytest.
     monkeypatch.setattr(pipeline, "run_conformer", sometimes)
     store = MemoryStore()
     tasks = [Task(species=s, spec=SPEC, stages=("conformer",)) for s in (ETHANOL, WATER)]
-    outcomes = run_many(tasks, lambda t: compute_features(t, store), SerialExecutor())
+    outcomes = [compute_features(task, store) for task in tasks]
     assert [o.status for o in outcomes] == ["failed", "done"]
     assert (outcomes[0].stage, outcomes[0].kind) == ("conformer", "resource")
     assert wanted(tasks, store) == []
@@ -95,15 +93,6 @@ def test_input_failures_are_never_tried_again(monkeypatch: pytest.MonkeyPatch):
     assert compute_features(task, store).kind == "input"
     assert compute_features(task, store).kind == "input"
     assert len(calls) == 1
-
-
-def test_an_exception_becomes_an_outcome():
-    def broken(task: Task):
-        raise RuntimeError("surprise")
-
-    ((_, outcome),) = SerialExecutor().run(broken, [Task(species=WATER, spec=SPEC)])
-    assert (outcome.status, outcome.kind) == ("failed", "unknown")
-    assert "surprise" in outcome.message
 
 
 def test_the_budget_selects_the_cheapest_whatever_the_order():
