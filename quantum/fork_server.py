@@ -80,7 +80,7 @@ def _await(child: int, connection: socket.socket) -> dict[str, Any] | None:
             ready, _, _ = select.select([ended, connection.fileno()], [], [])
             if ended in ready:
                 break
-            gone = connection.recv(1) == b""
+            gone = _is_gone(connection)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
             if gone:
@@ -97,6 +97,14 @@ def _await(child: int, connection: socket.socket) -> dict[str, Any] | None:
         "peak_mb": round(usage.ru_maxrss * 1024 / _MIB, 1),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
     }
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    """Take one byte; True if the other side is gone, also with something of ours unread."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
 
 
 def _adopt_orphans() -> None:
@@ -198,7 +206,10 @@ def main() -> None:
         with contextlib.suppress(ImportError):  # a program that is not there is named when needed
             importlib.import_module(name)
     code_version(), machine(), thread_pools()  # asked once, and not by every child
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
+    with (
+        socket.socket(fileno=int(sys.argv[1])) as connection,
+        contextlib.suppress(ConnectionError),  # the other side is gone
+    ):
         serve(connection)
 
 

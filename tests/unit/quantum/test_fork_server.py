@@ -184,6 +184,22 @@ wait
 """
 
 
+@pytest.mark.parametrize("kept_s", [1e9, 0.0], ids=["child at hand", "child has left"])
+def test_an_owner_that_ends_leaves_no_word_and_no_process(kept_s, tmp_path):
+    tag = uuid.uuid4().hex
+    script = f"from quantum import fork_handle\nfork_handle.KEPT_S = {kept_s}{OWNER}"
+    wanted = task("O").model_dump_json()
+    done = subprocess.run(
+        [sys.executable, "-c", script, wanted, str(tmp_path)],
+        env={**os.environ, TAG: tag},
+        capture_output=True,
+        timeout=WAIT_S,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert Store(tmp_path).has(task("O").keys["conformer"])
+    wait_for(lambda: commands(tag) == [])
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_outlives_its_owner(how, tmp_path):
     """Server, child, a program that the child runs, and what that program runs."""
