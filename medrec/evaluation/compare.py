@@ -74,6 +74,11 @@ class Comparison:
     reference: str
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        from medrec.notebook import comparison_html
+
+        return comparison_html(self)
+
     def titles(self) -> list[str]:
         """Name of each row: the shortest of model, configuration and run that no other row has."""
         columns = [[str(item) for item in self.table[c]] for c in ("model", "name", "run")]

@@ -90,7 +90,7 @@ def severity_table(
     rates = [
         _rate_row(row, grade) for row in comparison.table.to_dict("records") for grade in SEVERITIES
     ]
-    return SeverityTable(comparison, pd.DataFrame(rates), _context(cohort, tables))
+    return SeverityTable(comparison, pd.DataFrame(rates), severity_context(cohort, tables))
 
 
 def _rate_row(row: dict[Any, Any], grade: int) -> dict[str, Any]:
@@ -103,7 +103,8 @@ def _rate_row(row: dict[Any, Any], grade: int) -> dict[str, Any]:
     }
 
 
-def _context(cohort: Cohort, tables: dict[int, pd.DataFrame]) -> pd.DataFrame:
+def severity_context(cohort: Cohort, tables: dict[int, pd.DataFrame]) -> pd.DataFrame:
+    """Rates by grade of the ground truth and of chance, averaged over splits."""
     summaries = [summarise(rows) for rows in tables.values()]
     intervals = bootstrap_intervals(next(iter(tables.values())))
     parts = [TestPart.of(cohort, split) for split in tables]

@@ -13,8 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 
 from medrec.data.cohort import Cohort
@@ -105,16 +103,21 @@ def fingerprint_similarity(cohort: Cohort, codes: Sequence[str]) -> Float:
     """
     drugs = build_drug_molecules(cohort, Vocabulary(tuple(codes)))
     bits = fingerprint_bits(drugs.smiles).double().numpy()
-    common = bits @ bits.T
-    count = bits.sum(axis=1)
-    tanimoto = common / np.maximum(count[:, None] + count[None] - common, 1.0)
     projection = drugs.projection.astype(np.float64)
-    found = np.asarray(projection @ tanimoto @ projection.T)
+    found = np.asarray(projection @ tanimoto(bits) @ projection.T)
     np.fill_diagonal(found, 1.0)
     empty = projection.sum(axis=1) == 0
     found[empty] = np.nan
     found[:, empty] = np.nan
     return found
+
+
+def tanimoto(bits: Float) -> Float:
+    """Shared bits over all bits of each pair of rows, (n, n); 1 for two rows without bits."""
+    common = bits @ bits.T
+    count = bits.sum(axis=1)
+    union = count[:, None] + count[None] - common
+    return np.where(union > 0, common / np.maximum(union, 1.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,25 @@ class Separation:
 
 def separation(embedding: Embedding) -> Separation | None:
     """How far ATC main groups lie apart; None where fewer than two groups have two members."""
-    groups = np.array(embedding.groups)
-    sizes = {group: int((groups == group).sum()) for group in set(groups)}
+    return separation_of(embedding.similarity, embedding.groups)
+
+
+def separation_of(similarity: Float, groups: Sequence[str]) -> Separation | None:
+    """`separation` for any similarities of at most 1.
+
+    Parameters
+    ----------
+    similarity : ndarray (n, n)
+        1 minus it is the distance.
+    groups : sequence of str (n,)
+    """
+    names = np.array(groups)
+    sizes = {group: int((names == group).sum()) for group in set(groups)}
     kept = np.array([sizes[group] > 1 for group in groups], dtype=bool)
-    labels = groups[kept]
+    labels = names[kept]
     if len(set(labels)) < 2:
         return None
-    distance = 1.0 - embedding.similarity[np.ix_(kept, kept)]
+    distance = 1.0 - similarity[np.ix_(kept, kept)]
     np.fill_diagonal(distance, 0.0)
     distance = np.maximum(distance, 0.0)
     score = float(silhouette_score(distance, labels, metric="precomputed"))
@@ -163,6 +178,12 @@ def separation(embedding: Embedding) -> Separation | None:
     return Separation(
         score, float(null.mean()), float(np.quantile(null, 0.95)), p, len(labels), len(set(labels))
     )
+
+
+def group_mark(group: str) -> tuple[str, str]:
+    """Colour and marker symbol of an ATC main group; seven colours, then the next symbol."""
+    place = _COLOUR_ORDER.find(group) % len(_COLOUR_ORDER)
+    return PALETTE[place % len(PALETTE)], _SYMBOLS[place // len(PALETTE)]
 
 
 def fingerprint_agreement(similarity: Float, fingerprints: Float) -> tuple[float, float]:
@@ -261,49 +282,3 @@ def _atc_axis(embedding: Embedding) -> dict[str, object]:
         if groups[i] != groups[i - 1] and i - shown[-1] >= len(groups) / 12:
             shown.append(i)
     return {"title": "", "tickvals": shown, "ticktext": [groups[i] for i in shown]}
-
-
-def projections(embedding: Embedding) -> go.Figure | None:
-    """PCA and t-SNE of the classes' unit vectors, coloured by ATC main group.
-
-    t-SNE starts from PCA with a fixed seed; its perplexity is 30, or a third of the classes less
-    one where these are few. None for fewer than `MIN_CLASSES` classes.
-    """
-    n = len(embedding.codes)
-    if n < MIN_CLASSES:
-        return None
-    pca = PCA(n_components=2, random_state=SEED)
-    flat = pca.fit_transform(embedding.vectors)
-    perplexity = min(30.0, (n - 1) / 3)
-    near = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=SEED)
-    spread = near.fit_transform(embedding.vectors)
-    titles = ("PCA", f"t-SNE, perplexity {perplexity:.3g}")
-    figure = make_subplots(cols=2, horizontal_spacing=0.1, subplot_titles=titles)
-    groups = np.array(embedding.groups)
-    for group in sorted(set(groups)):
-        members = np.flatnonzero(groups == group)
-        place = _COLOUR_ORDER.find(group) % len(_COLOUR_ORDER)
-        for column, points in enumerate((flat, spread), start=1):
-            figure.add_scatter(
-                x=np.round(points[members, 0].astype(float), 3).tolist(),
-                y=np.round(points[members, 1].astype(float), 3).tolist(),
-                mode="markers",
-                name=f"{group} {ATC_GROUPS.get(group, '')}".strip(),
-                legendgroup=group,
-                showlegend=column == 1,
-                marker={
-                    "color": PALETTE[place % len(PALETTE)],
-                    "symbol": _SYMBOLS[place // len(PALETTE)],
-                    "size": 9,
-                },
-                text=[f"{embedding.codes[i]} {embedding.names[i]}" for i in members],
-                hovertemplate="%{text}<extra></extra>",
-                row=1,
-                col=column,
-            )
-    share = 100 * pca.explained_variance_ratio_
-    figure.update_xaxes(title=f"first component, {share[0]:.0f} % of variance", row=1, col=1)
-    figure.update_yaxes(title=f"second, {share[1]:.0f} %", row=1, col=1)
-    figure.update_xaxes(showticklabels=False, row=1, col=2)
-    figure.update_yaxes(showticklabels=False, row=1, col=2)
-    return style(figure, 470).update_layout(legend={"y": -0.2, "font": {"size": 12}})

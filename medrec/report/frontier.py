@@ -7,9 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from medrec.report.figures import PALETTE, RED, style
-
-_GREY = "#7f8c99"
+from medrec.report.figures import GREY, PALETTE, RED, style
 
 
 def ddi_curves(
@@ -36,7 +34,7 @@ def ddi_curves(
             _add(figure, beaten, title, colour, "circle-open", "markers")
     for value, text, colour, dash in (
         (truth, "ground truth", RED, "dash"),
-        (chance, "chance", _GREY, "dot"),
+        (chance, "chance", GREY, "dot"),
     ):
         if value is not None:
             figure.add_vline(x=value, line={"dash": dash, "color": colour}, annotation_text=text)
@@ -98,7 +96,7 @@ def severity_bars(rates: pd.DataFrame, context: pd.DataFrame) -> go.Figure:
         )
     for column, title, colour, symbol in (
         ("truth", "ground truth", RED, "line-ew-open"),
-        ("chance", "chance", _GREY, "line-ew-open"),
+        ("chance", "chance", GREY, "line-ew-open"),
     ):
         figure.add_scatter(
             x=context["name"].tolist(),

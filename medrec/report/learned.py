@@ -81,33 +81,46 @@ class Models:
 # --------------------------------------------------------------------------- drug vectors
 
 
-def vector_section(
+def class_embeddings(
+    cohort: Cohort, models: Models, pretrain: Run | None = None
+) -> tuple[list[tuple[str, Embedding]], list[str]]:
+    """Vectors of drug classes, of runs and of a pre-training run before and after it.
+
+    Returns
+    -------
+    found : list of (title, Embedding)
+    notes : list of str
+        What could not be loaded, and why.
+    """
+    found = list(_embeddings(cohort, models))
+    notes = list(models.failed)
+    if pretrain is not None:
+        before_after = class_vectors(cohort, pretrain)
+        found += before_after
+        if not before_after:
+            notes.append("The pre-training run holds no 2D molecule encoder to draw.")
+    return found, notes
+
+
+def vector_parts(
     page: Page,
     cohort: Cohort,
-    models: Models,
+    found: Sequence[tuple[str, Embedding]],
     pretrain: Run | None = None,
     features: FeatureTable | None = None,
 ) -> list[str]:
-    """Terrain, PCA and t-SNE of the drug vectors of runs and of a pre-training run.
+    """Terrain of similarities, how they follow ATC and fingerprints, and 2D against 3D.
 
     Parameters
     ----------
-    features : FeatureTable, optional
-        With the conformers that the pre-training run read, for its 3D view.
+    found : sequence of (title, Embedding)
+        Of `class_embeddings`.
     """
-    found = list(_embeddings(cohort, models))
-    before_after = class_vectors(cohort, pretrain) if pretrain is not None else []
-    notes = [paragraph(text, "note") for text in models.failed]
-    if pretrain is not None and not before_after:
-        notes.append(
-            paragraph("The pre-training run holds no 2D molecule encoder to draw.", "note")
-        )
-    if not found and not before_after:
-        return [paragraph("No run with one vector per drug class was given."), *notes]
-    everything = [*found, *before_after]
+    if not found:
+        return [paragraph("No run with one vector per drug class was given.")]
     surfaces = {
         title: (item, embeddings.fingerprint_similarity(cohort, item.codes))
-        for title, item in everything
+        for title, item in found
     }
     parts = [
         paragraph(
@@ -121,28 +134,7 @@ def vector_section(
         "<h3>How the vectors follow ATC and fingerprints</h3>",
         _separations(surfaces),
     ]
-    for title, item in everything:
-        figure = embeddings.projections(item)
-        if figure is not None:
-            parts += [f"<h3>{escape(title)}</h3>", page.figure(figure, f"projections, {title}")]
-        else:
-            parts.append(
-                paragraph(
-                    f"{title}: {len(item.codes)} classes are too few for a projection "
-                    f"({embeddings.MIN_CLASSES} or more).",
-                    "note",
-                )
-            )
-    parts.append(
-        paragraph(
-            "Unit vectors; distances in t-SNE mean nearness only, its axes and the gaps between "
-            "clusters mean nothing.",
-            "note",
-        )
-    )
-    if pretrain is not None:
-        parts += _views(page, cohort, pretrain, features)
-    return [*parts, *notes]
+    return parts if pretrain is None else [*parts, *_views(page, cohort, pretrain, features)]
 
 
 def _views(page: Page, cohort: Cohort, run: Run, features: FeatureTable | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -11,6 +12,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
+
+_HEIGHT = 450  # Plotly's own
+# the page may run what it holds and reach nothing else; Plotly compiles functions for WebGL
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; "
+    "img-src data: blob:; font-src data:; connect-src data: blob:; worker-src blob:; "
+    "form-action 'none'; base-uri 'none'"
+)
 
 
 def escape(value: Any) -> str:
@@ -34,30 +43,87 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, sortable: bool = True) -> str:
-    """A table; numbers are aligned right, and a click on a heading sorts.
+def tiles(items: Iterable[Sequence[Any]]) -> str:
+    """Cards with a large value, what it is, and, of items of three, a line in small print."""
+    cards = []
+    for value, label, *more in items:
+        small = "".join(f"<small>{escape(text)}</small>" for text in more if text)
+        cards.append(
+            f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span>{small}</div>'
+        )
+    return _joined(f'<div class="tiles">{"".join(cards)}</div>')
 
-    A cell may be a pair (shown text, sort key).
+
+def findings(pairs: Iterable[tuple[str, str | Sequence[str]]]) -> str:
+    """Short headings, each with a sentence or a list of sentences."""
+    blocks = []
+    for title, content in pairs:
+        if isinstance(content, str):
+            shown = paragraph(content)
+        else:
+            shown = "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in content) + "</ul>"
+        blocks.append(f"<h3>{escape(title)}</h3>{shown}")
+    return _joined(f'<div class="findings">{"".join(blocks)}</div>')
+
+
+def _joined(text: str) -> str:
+    """Text whose percent signs stay on the line of their numbers."""
+    return text.replace(" %", "\u00a0%")
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    sortable: bool = True,
+    caption: str = "",
+) -> str:
+    """A table; numbers are aligned right, and a heading's button sorts.
+
+    A cell may be a pair (shown text, sort key). Of a shown text with two lines the second stands
+    in small print. Keys that are not a number (NaN) are sorted last.
     """
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
+    body, numeric = [], set()
+    for row in rows:
+        cells = [_cell(value) for value in row]
+        numeric |= {place for place, (_, number) in enumerate(cells) if number}
+        body.append("<tr>" + "".join(text for text, _ in cells) + "</tr>")
+    head = "".join(
+        f'<th scope="col"{_NUMERIC if place in numeric else ""}>{escape(name)}</th>'
+        for place, name in enumerate(columns)
+    )
     kind = ' class="sortable"' if sortable else ""
+    title = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
     return (
-        f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll"><table{kind}>{title}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
-def _cell(value: Any) -> str:
+_NUMERIC = ' class="n"'
+
+
+def _cell(value: Any) -> tuple[str, bool]:
+    """A cell, and whether it holds a number."""
     shown, key = value if isinstance(value, tuple) else (value, value)
-    numeric = isinstance(key, int | float) and not isinstance(key, bool)
-    attribute = f' class="n" data-key="{key}"' if numeric else ""
-    return f"<td{attribute}>{escape(shown)}</td>"
+    number = isinstance(key, int | float) and not isinstance(key, bool)
+    attribute = f'{_NUMERIC} data-key="{key}"' if number else ""
+    first, _, second = str(shown).partition("\n")
+    small = f"\n<small>{escape(second)}</small>" if second else ""
+    return f"<td{attribute}>{escape(first)}{small}</td>", number
 
 
 @dataclass
 class Page:
-    """Sections in order; `render` makes the file's text."""
+    """Sections in order; `render` makes the file's text.
+
+    Notes
+    -----
+    Scripts of sections (`use`) run after the page's own, which leaves them ``window.medrec``:
+    ``plot(element, figure)`` draws a Plotly figure in the page's theme, ``recount()`` counts the
+    drawn figures anew, and the document gets an event ``medrec:theme`` when the theme changes.
+    Every element of class ``figure`` has to hold drawn marks once all are drawn.
+    """
 
     title: str
     subtitle: str
@@ -68,14 +134,23 @@ class Page:
 
     def add(self, title: str, *parts: str) -> None:
         """Append a section made of HTML parts."""
-        anchor = f"s{len(self.sections) + 1}"
+        known = {anchor for anchor, _, _ in self.sections}
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+        # names that the page itself uses stay free
+        anchor = f"s-{slug}"
+        while anchor in known:
+            anchor += "-more"
         self.sections.append((anchor, title, "\n".join(parts)))
 
     def figure(self, figure: go.Figure, label: str) -> str:
-        """Register a figure; returns its place holder."""
+        """Register a figure; returns its place holder, which is as high as the figure."""
         name = f"figure-{len(self.figures) + 1}"
         self.figures.append((name, figure.to_json()))
-        return f'<div class="figure" id="{name}" role="img" aria-label="{escape(label)}"></div>'
+        height = int(figure.layout.height or _HEIGHT)
+        return (
+            f'<div class="figure" id="{name}" role="img" aria-label="{escape(label)}" '
+            f'style="min-height:{height}px"></div>'
+        )
 
     def use(self, *names: str) -> None:
         """Put style sheets and scripts of the package's ``assets`` folder into the page, once."""
@@ -87,32 +162,45 @@ class Page:
 
     def render(self) -> str:
         """The whole page as one string."""
-        assets = files("medrec.report") / "assets"
-        more = {name: (assets / name).read_text(encoding="utf-8") for name in self.assets}
-        styles = "".join(f"<style>{t}</style>" for n, t in more.items() if n.endswith(".css"))
-        scripts = "".join(f"<script>{t}</script>" for n, t in more.items() if n.endswith(".js"))
+        styles = "".join(f"<style>{_asset(n)}</style>" for n in self._named(".css"))
+        scripts = "".join(f"<script>{_asset(n)}</script>" for n in self._named(".js"))
         documents = "".join(
             f'<script type="application/json" id="{escape(name)}">{text}</script>'
             for name, text in self.documents.items()
         )
-        css = (assets / "report.css").read_text(encoding="utf-8")
-        javascript = (assets / "report.js").read_text(encoding="utf-8")
+        data = ",".join(f"{json.dumps(name)}:{text}" for name, text in self.figures)
+        plotly = f"<script>{get_plotlyjs()}</script>" if self.figures or self.assets else ""
+        return (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            '<link rel="icon" href="data:,">'
+            f"<title>{escape(self.title)}</title><style>{_asset('report.css')}</style>{styles}"
+            f"<script>{_asset('head.js')}</script></head><body>{self._body()}"
+            f'<script type="application/json" id="figures">{script_json("{" + data + "}")}</script>'
+            f"{documents}{plotly}<script>{_asset('report.js')}</script>{scripts}</body></html>"
+        )
+
+    def _named(self, ending: str) -> list[str]:
+        return [name for name in self.assets if name.endswith(ending)]
+
+    def _body(self) -> str:
         nav = "".join(f'<a href="#{a}">{escape(t)}</a>' for a, t, _ in self.sections)
         body = "".join(
             f'<section id="{a}"><h2>{escape(t)}</h2>{content}</section>'
             for a, t, content in self.sections
         )
-        data = script_json(json.dumps({name: json.loads(text) for name, text in self.figures}))
         return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            '<link rel="icon" href="data:,">'
-            f"<title>{escape(self.title)}</title><style>{css}</style>{styles}</head><body>"
-            f"<header><div><h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p></div>"
-            '<button id="theme" type="button" aria-label="switch between light and dark">◐</button>'
-            f"</header><nav>{nav}</nav><main>{body}</main>"
-            "<footer>Made by medrec. Research use only, not for clinical decisions.</footer>"
-            f'<script type="application/json" id="figures">{data}</script>'
-            f"{documents}<script>{get_plotlyjs()}</script><script>{javascript}</script>{scripts}"
-            "</body></html>"
+            '<a class="skip" href="#main">Skip to the content</a>'
+            '<div class="rail"><a class="brand" href="#top">medrec</a>'
+            f'<nav aria-label="Sections">{nav}</nav>'
+            '<button id="theme" type="button" aria-label="Switch between light and dark">'
+            '<span aria-hidden="true">◐</span></button></div>'
+            f'<div class="sheet"><header id="top"><h1>{escape(self.title)}</h1>'
+            f'<p>{escape(self.subtitle)}</p></header><main id="main">{body}</main>'
+            "<footer>Made by medrec. Research use only, not for clinical decisions.</footer></div>"
         )
+
+
+def _asset(name: str) -> str:
+    return (files("medrec.report") / "assets" / name).read_text(encoding="utf-8")

@@ -24,11 +24,11 @@ from medrec.report.figures import style
 from medrec.runs import Run
 
 MOST_MOLECULES = 150
-"""Of a larger cohort the first by SMILES are drawn."""
+"""Of a larger cohort the first by SMILES stand in the heat map; also a batch of conformers."""
 Float = npt.NDArray[np.float64]
 
 
-def _molecules(cohort: Cohort) -> tuple[tuple[str, ...], DrugMolecules]:
+def cohort_molecules(cohort: Cohort) -> tuple[tuple[str, ...], DrugMolecules]:
     """Codes of all classes of a cohort, in order, and their molecules."""
     codes = tuple(sorted(cohort.drugs["atc"]))
     return codes, build_drug_molecules(cohort, Vocabulary(codes))
@@ -46,7 +46,7 @@ def class_vectors(cohort: Cohort, run: Run) -> list[tuple[str, Embedding]]:
     state = run.load_checkpoint("best")
     if state is None or "gin_molecule" not in state or "encoder" not in state:
         return []
-    codes, drugs = _molecules(cohort)
+    codes, drugs = cohort_molecules(cohort)
     if not len(drugs):
         return []
     names = dict(zip(cohort.drugs["atc"], cohort.drugs["name"], strict=True))
@@ -81,35 +81,81 @@ def two_views(cohort: Cohort, run: Run, features: FeatureTable | None) -> Float 
         return "The pre-training run holds no 3D encoder, so 2D and 3D cannot be compared."
     if features is None:
         return "The 3D view needs the feature table with the conformers; see --features."
-    smiles, conformers = _conformers(_molecules(cohort)[1], features)
-    if len(smiles) < 2:
+    drugs = cohort_molecules(cohort)[1]
+    with_conformer, conformers = _conformers(drugs, features)
+    kept, conformers = with_conformer[:MOST_MOLECULES], conformers[:MOST_MOLECULES]
+    if len(kept) < 2:
         return "Fewer than two molecules of the cohort have a conformer."
-    flat = GINEncoder(state["encoder"]["d_model"], state["encoder"]["gin_layers"], 0.0)
-    sizes = state["encoder_3d"]
-    cutoff = float(sizes["cutoff_angstrom"])
-    spatial = GVPEncoder(
-        sizes["d_model"], sizes["gvp_layers"], cutoff_angstrom=cutoff, n_rbf=sizes["n_rbf"]
-    )
-    flat.load_state_dict(state["gin_molecule"])
-    spatial.load_state_dict(state["gvp_molecule"])
-    rows = F.normalize(flat.eval()(build_graphs(smiles)), dim=1)
-    columns = F.normalize(spatial.eval()(build_geometries(conformers, cutoff)), dim=1)
+    flat, spatial = _flat_encoder(state), _spatial_encoder(state)
+    rows = F.normalize(flat(build_graphs([drugs.smiles[i] for i in kept])), dim=1)
+    cutoff = float(state["encoder_3d"]["cutoff_angstrom"])
+    columns = F.normalize(spatial(build_geometries(conformers, cutoff)), dim=1)
     return (rows @ columns.T).double().numpy()
 
 
-def _conformers(drugs: DrugMolecules, features: FeatureTable) -> tuple[list[str], list[Conformer]]:
-    """SMILES and conformers of the first molecules that have one of two or more atoms."""
-    smiles: list[str] = []
+@torch.no_grad()
+def molecule_vectors(
+    drugs: DrugMolecules, run: Run, features: FeatureTable | None
+) -> list[tuple[str, npt.NDArray[np.int64], Float]]:
+    """Vectors of single molecules from the encoders that a pre-training run stored.
+
+    Returns
+    -------
+    list of (title, places, vectors)
+        Places (k,) of the molecules in ``drugs``, and their vectors (k, d). The 3D encoder's need
+        conformers, so ``features``. Empty if the run stored no encoder of molecules.
+    """
+    state = run.load_checkpoint("best") or {}
+    found = []
+    if len(drugs) and "gin_molecule" in state and "encoder" in state:
+        vectors = _flat_encoder(state)(build_graphs(drugs.smiles)).double().numpy()
+        found.append(("2D encoder, pre-trained", np.arange(len(drugs)), vectors))
+    if features is not None and "gvp_molecule" in state and "encoder_3d" in state:
+        kept, conformers = _conformers(drugs, features)
+        cutoff = float(state["encoder_3d"]["cutoff_angstrom"])
+        if kept:
+            encoder = _spatial_encoder(state)
+            parts = [
+                encoder(build_geometries(conformers[i : i + MOST_MOLECULES], cutoff))
+                for i in range(0, len(kept), MOST_MOLECULES)
+            ]
+            spatial = torch.cat(parts).double().numpy()
+            found.append(("3D encoder, pre-trained", np.array(kept, dtype=np.int64), spatial))
+    return found
+
+
+def _flat_encoder(state: dict[str, Any]) -> GINEncoder:
+    encoder = GINEncoder(state["encoder"]["d_model"], state["encoder"]["gin_layers"], 0.0)
+    encoder.load_state_dict(state["gin_molecule"])
+    return encoder.eval()
+
+
+def _spatial_encoder(state: dict[str, Any]) -> GVPEncoder:
+    sizes = state["encoder_3d"]
+    encoder = GVPEncoder(
+        sizes["d_model"],
+        sizes["gvp_layers"],
+        cutoff_angstrom=float(sizes["cutoff_angstrom"]),
+        n_rbf=sizes["n_rbf"],
+    )
+    encoder.load_state_dict(state["gvp_molecule"])
+    return encoder.eval()
+
+
+def _conformers(drugs: DrugMolecules, features: FeatureTable) -> tuple[list[int], list[Conformer]]:
+    """Places and conformers of the molecules that have one of two or more atoms."""
+    kept: list[int] = []
     found: list[Conformer] = []
-    for text, row in zip(drugs.smiles, features.rows(drugs.species), strict=True):
+    rows = features.rows(drugs.species)
+    for place, (text, row) in enumerate(zip(drugs.smiles, rows, strict=True)):
         stored: Any = features.conformer(int(row)) if row >= 0 else None
-        if stored is None or len(stored[0]) < 2 or len(found) == MOST_MOLECULES:
+        if stored is None or len(stored[0]) < 2:
             continue
         own = atom_categories(Chem.MolFromSmiles(text))
         hydrogens = np.zeros((len(stored[0]) - len(own), own.shape[1]), dtype=np.int64)
-        smiles.append(text)
+        kept.append(place)
         found.append(Conformer(stored[0], stored[1], np.concatenate([own, hydrogens])))
-    return smiles, found
+    return kept, found
 
 
 def nearest_share(similarity: Float) -> float:

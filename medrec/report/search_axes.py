@@ -14,6 +14,8 @@ from medrec.report.search_table import Dimension, Objective, text_of
 GREY = "#7f8c99"
 # one order of lightness for all colour visions; yellow is the better end
 SCALE = "Cividis"
+# for lines, which must be seen on a light and on a dark page; orange is the better end
+LINE_SCALE = ((0.0, "rgb(47, 127, 193)"), (0.5, "rgb(143, 143, 143)"), (1.0, "rgb(230, 159, 0)"))
 COLUMNS = 3
 
 
@@ -42,6 +44,20 @@ def panels(n: int, titles: Sequence[str], gap: float = 0.07) -> go.Figure:
 def safe(names: Iterable[Any]) -> list[str]:
     """Text without markup: Plotly reads some tags."""
     return [str(name).replace("&", "&amp;").replace("<", "&lt;") for name in names]
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever has more contrast to a colour by WCAG 2's relative luminance.
+
+    Parameters
+    ----------
+    colour : str
+        As Plotly samples it: ``rgb(0, 32, 76)``.
+    """
+    parts = [float(part) / 255.0 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    luminance = sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
 
 
 def folded(text: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from medrec.report.figures import BLUE, ORANGE, PALETTE, style
@@ -18,6 +19,7 @@ from medrec.report.search_axes import (
     axis_values,
     colour_bar,
     folded,
+    ink_on,
     legend_below,
     objective_axis,
     panels,
@@ -30,7 +32,7 @@ from medrec.report.search_axes import (
 from medrec.report.search_table import Dimension, Objective, SearchTrials
 
 _MOST_PAIRED = 4
-_MOST_TEXT_CELLS = 16
+_MOST_TEXT_CELLS, _MOST_TEXT_COLUMNS = 16, 4
 
 
 def importance_bars(table: pd.DataFrame, objectives: Sequence[Objective]) -> go.Figure:
@@ -225,6 +227,7 @@ def pair_maps(
     if not pairs:
         return None
     figure = panels(len(pairs), [""] * len(pairs), gap=0.13)
+    shown: list[float] = []
     values = search.trials[goal.metric].to_numpy(dtype=np.float64)
     for place, (x, y) in zip(places_of(len(pairs)), pairs, strict=True):
         x_names, x_level = x.levels(search.trials[x.column])
@@ -233,14 +236,12 @@ def pair_maps(
             [_mean(values[(x_level == i) & (y_level == j)]) for i in range(len(x_names))]
             for j in range(len(y_names))
         ]
-        small = len(x_names) * len(y_names) <= _MOST_TEXT_CELLS
+        shown += [value for line in cells for value in line if value is not None]
         figure.add_heatmap(
             x=safe(x_names),
             y=safe(y_names),
             z=cells,
             coloraxis="coloraxis",
-            texttemplate="%{z:.3g}" if small else None,
-            textfont={"size": 11},
             hoverongaps=False,
             hovertemplate="%{x}, %{y}: %{z:.4g}<extra></extra>",
             row=place[0],
@@ -250,15 +251,46 @@ def pair_maps(
             title = {"text": safe([dim.label])[0], "standoff": 4}
             look = {"type": "category", "showgrid": False, "tickfont": {"size": 11}}
             update(title=title, row=place[0], col=place[1], **look)
+    ends = (min(shown), max(shown)) if shown else (0.0, 1.0)
+    _label_cells(figure, ends, goal.mode == "min")
     height = 90 + 310 * row_count(len(pairs))
     return style(figure, height).update_layout(
         coloraxis={
             "colorscale": SCALE,
             "reversescale": goal.mode == "min",
+            "cmin": ends[0],
+            "cmax": ends[1],
             "colorbar": colour_bar(goal),
         },
         margin={"l": 85, "b": 80},
     )
+
+
+def _label_cells(figure: go.Figure, ends: tuple[float, float], reverse: bool) -> None:
+    """Write the numbers of small heat maps, black or white by the colour under them."""
+    low, high = ends
+    for heat in list(figure.data):
+        if len(heat.x) > _MOST_TEXT_COLUMNS or len(heat.x) * len(heat.y) > _MOST_TEXT_CELLS:
+            continue
+        cells = [
+            (x, y, value)
+            for y, line in zip(heat.y, heat.z, strict=True)
+            for x, value in zip(heat.x, line, strict=True)
+            if value is not None
+        ]
+        shares = [(value - low) / (high - low) if high > low else 0.5 for *_, value in cells]
+        colours = sample_colorscale(SCALE, [1 - s if reverse else s for s in shares])
+        figure.add_scatter(
+            x=[x for x, _, _ in cells],
+            y=[y for _, y, _ in cells],
+            text=[f"{value:.3g}" for *_, value in cells],
+            mode="text",
+            textfont={"size": 11, "color": [ink_on(colour) for colour in colours]},
+            hoverinfo="skip",
+            showlegend=False,
+            xaxis=heat.xaxis,
+            yaxis=heat.yaxis,
+        )
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:

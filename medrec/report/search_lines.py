@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,6 +11,7 @@ from plotly.colors import sample_colorscale
 from medrec.report.figures import style
 from medrec.report.search_axes import (
     GREY,
+    LINE_SCALE,
     SCALE,
     axis_values,
     colour_bar,
@@ -26,11 +26,12 @@ from medrec.report.search_axes import (
 )
 from medrec.report.search_table import Dimension, Objective, SearchTrials, text_of
 
-_N_SHADES = 8
-
 
 def parallel(search: SearchTrials, goal: Objective) -> go.Figure:
-    """One line per trial through all settings to an objective; yellow lines are the better ones.
+    """One line per trial through all settings to an objective; orange lines are the better ones.
+
+    Better lines lie on top. ``meta["brush"]`` of the layout is the number of axes: where it stands,
+    a box over an axis chooses trials.
 
     Drawn as plain lines: Plotly's own parallel coordinates need WebGL.
     """
@@ -41,28 +42,21 @@ def parallel(search: SearchTrials, goal: Objective) -> go.Figure:
     places[:, :-1] = np.where(places[:, :-1] < 0, -0.08, places[:, :-1])
     figure, hover = go.Figure(), search.hover()
     good = scaled if goal.mode == "max" else 1 - scaled
-    shade = np.minimum((good * _N_SHADES).astype(int), _N_SHADES - 1)
-    colours = sample_colorscale(SCALE, [(i + 0.5) / _N_SHADES for i in range(_N_SHADES)])
-    for number in range(_N_SHADES):
-        xs: list[Any] = []
-        ys: list[Any] = []
-        texts: list[str] = []
-        for trial in np.flatnonzero(shade == number):
-            xs += [*range(places.shape[1]), None]
-            ys += [*places[trial].tolist(), None]
-            texts += [f"{hover[trial]}<br>{goal.label} {values[trial]:.4g}"] * (places.shape[1] + 1)
-        if xs:
-            figure.add_scatter(
-                x=xs,
-                y=ys,
-                mode="lines+markers",
-                line={"color": colours[number], "width": 2},
-                marker={"size": 4},
-                opacity=0.8,
-                customdata=texts,
-                hovertemplate="%{customdata}<extra></extra>",
-                showlegend=False,
-            )
+    colours = sample_colorscale([colour for _, colour in LINE_SCALE], good.tolist())
+    for trial in np.argsort(good, kind="stable"):
+        text = f"{hover[trial]}<br>{goal.label} {values[trial]:.4g}"
+        figure.add_scatter(
+            x=[*range(places.shape[1]), None],
+            y=[*np.round(places[trial], 4).tolist(), None],
+            mode="lines+markers",
+            line={"color": colours[trial], "width": 2},
+            marker={"size": 4},
+            opacity=0.85,
+            customdata=[text] * (places.shape[1] + 1),
+            hovertemplate="%{customdata}<extra></extra>",
+            unselected={"marker": {"opacity": 1.0}},
+            showlegend=False,
+        )
     _add_axes(figure, dims, goal, (low, high))
     figure.add_scatter(
         x=[None],
@@ -73,13 +67,20 @@ def parallel(search: SearchTrials, goal: Objective) -> go.Figure:
             "color": [low],
             "cmin": low,
             "cmax": high,
-            "colorscale": SCALE,
+            "colorscale": LINE_SCALE,
             "reversescale": goal.mode == "min",
             "showscale": True,
             "colorbar": colour_bar(goal),
         },
     )
-    return style(figure, 430).update_layout(margin={"b": 90, "r": 90})
+    # the page's script fades the lines outside the selected ranges
+    return style(figure, 430).update_layout(
+        margin={"b": 90, "r": 90},
+        dragmode="select",
+        meta={"brush": places.shape[1]},
+        newselection={"line": {"color": GREY, "width": 1.5}},
+        activeselection={"fillcolor": GREY, "opacity": 0.25},
+    )
 
 
 def _add_axes(

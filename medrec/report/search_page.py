@@ -13,11 +13,15 @@ from medrec.report import search_figures as draw
 from medrec.report import search_lines
 from medrec.report.page import Page, escape, facts, paragraph, table
 from medrec.report.search_importance import FEWEST, PER_SETTING, importance, is_few
-from medrec.report.search_table import SearchTrials, missing, text_of
+from medrec.report.search_table import Objective, SearchTrials, missing, text_of
 from medrec.runs import Run
 from quantum.base import now_utc, write_text_atomic
 
 BEST = "best.yaml"
+BRUSH = (
+    "Parallel axes: one line per trial, orange is better. Drag over an axis to keep the trials "
+    "inside; with shift, over one more; a double click brings all back."
+)
 
 
 def write_search_page(run: Run, out: Path, second: pd.DataFrame | None = None) -> Path:
@@ -46,13 +50,13 @@ def write_search_page(run: Run, out: Path, second: pd.DataFrame | None = None) -
     search = SearchTrials.load(run)
     ranks = importance(search)
     page = Page(f"medrec: search {run.name}", _subtitle(search))
-    page.add("Summary", *_summary(run, search, ranks))
-    page.add("What mattered", *_importance(page, search, ranks, second))
-    page.add("Sensitivity", *_sensitivity(page, search, ranks))
-    page.add("Trade-off and progress", *_progress(page, search))
+    page.add("Summary", *summary_parts(run, search, ranks))
+    page.add("What mattered", *importance_parts(page, search, ranks, second))
+    page.add("Sensitivity", *sensitivity_parts(page, search, ranks))
+    page.add("Trade-off and progress", *progress_parts(page, search))
     page.add("Settings and results", *_details(page, search))
     page.add("Trials", _trials(search))
-    page.add("Best configuration", *_best(run, search))
+    page.add("Best configuration", *best_parts(run, search))
     page.add("Provenance", *_provenance(run))
     write_text_atomic(out, page.render())
     return out
@@ -138,7 +142,8 @@ def _caution(search: SearchTrials) -> str | None:
     return None
 
 
-def _summary(run: Run, search: SearchTrials, ranks: pd.DataFrame) -> list[str]:
+def summary_parts(run: Run, search: SearchTrials, ranks: pd.DataFrame) -> list[str]:
+    """HTML parts: what came of the search, how far to trust it, and its best values."""
     best = search.best()
     tiles = [(f"{best[g.metric]:.4g}", f"{g.label}, best trial") for g in search.objectives]
     tiles += [(str(len(search.trials)), "complete trials")]
@@ -161,9 +166,10 @@ def _summary(run: Run, search: SearchTrials, ranks: pd.DataFrame) -> list[str]:
 # --------------------------------------------------------------------------- figures
 
 
-def _importance(
-    page: Page, search: SearchTrials, ranks: pd.DataFrame, second: pd.DataFrame | None
+def importance_parts(
+    page: Page, search: SearchTrials, ranks: pd.DataFrame, second: pd.DataFrame | None = None
 ) -> list[str]:
+    """HTML parts: how much each setting explains, with the method and its spread."""
     if ranks.empty:
         return [paragraph("Too few trials to say what mattered.")]
     other: dict[Any, Any] = {}
@@ -195,7 +201,8 @@ def _importance(
     ]
 
 
-def _sensitivity(page: Page, search: SearchTrials, ranks: pd.DataFrame) -> list[str]:
+def sensitivity_parts(page: Page, search: SearchTrials, ranks: pd.DataFrame) -> list[str]:
+    """HTML parts: each objective against each setting, then by pairs of settings."""
     parts = [
         page.figure(draw.sensitivity(search), "sensitivity to each setting"),
         paragraph(
@@ -206,6 +213,12 @@ def _sensitivity(page: Page, search: SearchTrials, ranks: pd.DataFrame) -> list[
             "note",
         ),
     ]
+    return [*parts, *pair_parts(page, search, ranks)]
+
+
+def pair_parts(page: Page, search: SearchTrials, ranks: pd.DataFrame) -> list[str]:
+    """HTML parts: heat maps of each objective over pairs of the settings that mattered most."""
+    parts: list[str] = []
     by_rank = ranks.groupby("path")["importance"].mean().sort_values(ascending=False).index
     order = {path: i for i, path in enumerate(by_rank)}
     dims = sorted(search.dimensions, key=lambda dim: order.get(dim.path, len(order)))
@@ -214,15 +227,15 @@ def _sensitivity(page: Page, search: SearchTrials, ranks: pd.DataFrame) -> list[
         if figure is not None:
             parts.append(f"<h3>{escape(goal.label)} by two settings</h3>")
             parts.append(page.figure(figure, f"{goal.label} by pairs of settings"))
-    if len(parts) > 2:
+    if parts:
         text = "Mean of the trials in a cell; yellow is better; empty cells were not tried."
-        more = len(dims) > 4
-        parts.append(paragraph(text + (" The four settings that mattered most." if more else ""),
-                               "note"))  # fmt: skip
+        text += " The four settings that mattered most." if len(dims) > 4 else ""
+        parts.append(paragraph(text, "note"))
     return parts
 
 
-def _progress(page: Page, search: SearchTrials) -> list[str]:
+def progress_parts(page: Page, search: SearchTrials) -> list[str]:
+    """HTML parts: Pareto front of two objectives, and all of them by number of the trial."""
     parts = []
     if len(search.objectives) > 1:
         y, x = search.objectives[:2]
@@ -230,15 +243,21 @@ def _progress(page: Page, search: SearchTrials) -> list[str]:
     return [*parts, page.figure(draw.history(search), "objectives by number of the trial")]
 
 
+def parallel_parts(page: Page, search: SearchTrials, goal: Objective) -> list[str]:
+    """HTML parts: all trials on parallel axes, coloured by an objective, with a brush."""
+    holder = page.figure(search_lines.parallel(search, goal), f"{goal.label}, parallel axes")
+    page.use("sweep.js")
+    return [holder]
+
+
 def _details(page: Page, search: SearchTrials) -> list[str]:
     parts = []
     for goal in search.objectives:
         parts.append(f"<h3>{escape(goal.label)}</h3>")
-        lines, points = search_lines.parallel(search, goal), search_lines.slices(search, goal)
-        parts.append(page.figure(lines, f"{goal.label}, parallel axes"))
+        points = search_lines.slices(search, goal)
+        parts += parallel_parts(page, search, goal)
         parts.append(page.figure(points, f"{goal.label} by setting"))
-    note = "Parallel axes: one line per trial, yellow is better. Below: one point per trial."
-    return [paragraph(note, "note"), *parts]
+    return [paragraph(f"{BRUSH} Below: one point per trial.", "note"), *parts]
 
 
 # --------------------------------------------------------------------------- table and files
@@ -278,7 +297,8 @@ def best_config(run: Run, search: SearchTrials) -> str:
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
-def _best(run: Run, search: SearchTrials) -> list[str]:
+def best_parts(run: Run, search: SearchTrials) -> list[str]:
+    """HTML parts: the best trial, its run on the test part, and its configuration."""
     best = search.best()
     about = f"Trial {best['number']}, the best{_by(search)}."
     report = run.report() if run.is_finished else {}

@@ -20,10 +20,11 @@ from medrec.explain.explain import explain
 from medrec.pretrain.bimodal import BimodalEncoder
 from medrec.recommend import recommend
 from medrec.report import embeddings
-from medrec.report.cases import RESTRICTED, RunCase, median_patient, patient_section, visit_table
+from medrec.report.cases import RESTRICTED, median_patient, patient_section
 from medrec.report.embeddings import Embedding, separation
 from medrec.report.explanation import write_explanation
 from medrec.report.learned import Models, _shown, concept_section
+from medrec.report.page import Page
 from medrec.report.pretrained import class_vectors, nearest_share, two_views
 from medrec.runs import Home, Run
 from medrec.training import load_predictor, run_training
@@ -82,17 +83,6 @@ def test_agreement_reads_pairs_with_fingerprints_only():
     assert (correlation, gap) == (pytest.approx(1.0), pytest.approx(0.1))
     fingerprints[0] = fingerprints[:, 0] = np.nan
     assert np.isnan(embeddings.fingerprint_agreement(fingerprints, fingerprints)).all()
-
-
-def test_projections_hold_every_class_once_and_repeat():
-    rng = np.random.default_rng(1)
-    codes = [f"{letter}{i:02d}A" for letter in "ACN" for i in range(4)]
-    item = embedding(rng.normal(size=(12, 6)), codes)
-    figure = embeddings.projections(item)
-    texts = [text.strip() for trace in figure.data[::2] for text in trace.text]
-    assert sorted(texts) == codes
-    assert figure.to_json() == embeddings.projections(item).to_json()
-    assert embeddings.projections(embedding(np.eye(3), codes[:3])) is None
 
 
 def test_the_terrain_shows_one_run_and_hides_pairs_without_fingerprints():
@@ -188,18 +178,6 @@ def test_the_patient_is_in_the_middle_and_has_three_visits():
     assert median_patient(rows({1: [2, 2]})) is None
 
 
-def test_the_table_tells_hits_misses_and_additions_apart():
-    case = RunCase("m<1>", [frozenset({"A01A", "B01A"})], [["A01A–B01A (precaution)"]])
-    text = visit_table({"A01A", "C01A"}, [case], 0, {"A01A": "stomach & more"})
-    by_code = {line[:4]: line for line in text.split("<tr><td>")[1:]}
-    assert "✓ hit" in by_code["A01A"]
-    assert "✗ added" in by_code["B01A"]
-    assert "○ missed" in by_code["C01A"]
-    assert "0.333" in text
-    assert "m&lt;1&gt;" in text
-    assert "stomach &amp; more" in text
-
-
 @dataclass
 class _Source:
     restricted: bool
@@ -217,8 +195,9 @@ class _Restricted:
 
 
 def test_restricted_records_show_no_patient():
-    assert RESTRICTED.split(";")[0] in patient_section(_Restricted(), [], False)[0]
-    assert "No training run" in patient_section(_Restricted(), [], True)[0]
+    page = Page("t", "s")
+    assert RESTRICTED.split(";")[0] in patient_section(page, _Restricted(), [], False)[0]
+    assert "No training run" in patient_section(page, _Restricted(), [], True)[0]
 
 
 def test_a_case_shows_codes_and_sets_and_no_identifier(tmp_path):
@@ -230,20 +209,21 @@ def test_a_case_shows_codes_and_sets_and_no_identifier(tmp_path):
         for n in ("copy_last", "topk")
     ]
     loaded = [(run.report()["model"], run, load_predictor(run, home)) for run in runs]
-    text = "".join(patient_section(cohort, loaded, False))
+    text = "".join(patient_section(Page("t", "s"), cohort, loaded, False))
     patient = median_patient(load_rows(runs[0]))
     own = cohort.visits[cohort.visits["patient"] == patient].sort_values("visit")
     assert len(own) >= 3
     assert f"of {len(own)}; each prediction" in text
     last = text.split(f"<h3>Visit {len(own)}</h3>")[1]
     given, before = (set(own["drugs"].iloc[-i]) for i in (1, 2))
+    table = last.split('<table class="case">')[1]
     for code in given | before:
         # copy_last comes first: it recommends what was given before
-        mark = {(1, 1): "✓ hit", (1, 0): "○ missed", (0, 1): "✗ added"}[
+        mark = {(1, 1): "✓ hit", (1, 0): "○ missed", (0, 1): "✗ extra"}[
             int(code in given), int(code in before)
         ]
-        row = last.split(f"<td>{code} ")[1].split("</tr>")[0]
-        assert row.split("</td>")[2].endswith(mark), code
+        row = table.split(f"<td>{code} ")[1].split("</tr>")[0]
+        assert row.split("</td>")[2].endswith(f"<span>{mark}</span>"), code
     assert "visit_id" not in text
     assert (
         str(patient) not in re.sub(r"<[^>]*>|[A-Z]\d\d[A-Z]|0\.\d+|Visits? \d+", " ", text).split()
