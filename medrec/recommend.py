@@ -19,7 +19,7 @@ from medrec.data.schema import Vocabularies, Vocabulary
 from medrec.evaluation.hard_mode import allowed_sets, forbidden_pairs
 from medrec.molecules.drugs import severity_matrix
 from medrec.runs import Home, Run
-from medrec.training import load_predictor
+from medrec.training import LoadedRun, load_predictor
 from quantum.base import Frozen, InputError
 
 CAUTION = "Research use only, not for clinical decisions."
@@ -116,7 +116,13 @@ def resolve_codes(document: Document, vocabularies: Vocabularies) -> tuple[list[
     return kinds, warnings
 
 
-def recommend(run: Run, home: Home, document: Any, forbid: int | None = None) -> dict[str, Any]:
+def recommend(
+    run: Run,
+    home: Home,
+    document: Any,
+    forbid: int | None = None,
+    loaded: LoadedRun | None = None,
+) -> dict[str, Any]:
     """Recommend drugs for the last visit of a patient.
 
     Parameters
@@ -127,6 +133,8 @@ def recommend(run: Run, home: Home, document: Any, forbid: int | None = None) ->
     forbid : int, optional
         Grade of severity: no pair of this grade or worse is in the set (hard mode). A warning
         says which drugs were dropped for it.
+    loaded : LoadedRun, optional
+        The run's predictor, if it is loaded already.
 
     Returns
     -------
@@ -141,7 +149,7 @@ def recommend(run: Run, home: Home, document: Any, forbid: int | None = None) ->
         If the document is not as expected or the run is not finished.
     """
     patient = parse_document(document)
-    loaded = load_predictor(run, home)
+    loaded = loaded or load_predictor(run, home)
     vocabulary = loaded.vocabularies.drugs
     (diagnoses, procedures, drugs), warnings = resolve_codes(patient, loaded.vocabularies)
     if not diagnoses[-1] and not procedures[-1]:
