@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from quantum.base import ConfigError
 
 C = TypeVar("C", bound=BaseModel)
+_QUOTED = re.compile(r"'([^']+)'")
 
 
 def load_config(path: Path | str, kind: type[C], overrides: list[str] | tuple[str, ...] = ()) -> C:
@@ -20,20 +23,22 @@ def load_config(path: Path | str, kind: type[C], overrides: list[str] | tuple[st
     Raises
     ------
     ConfigError
-        With the file, the key path, the value and what was expected.
+        With the file (and the override, if it is at fault), the key path, the value and what was
+        expected.
     """
     path = Path(path)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"configuration file not found: {path}") from error
+        near = suggest_file(path)
+        raise ConfigError(f"configuration file not found: {path}{near}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"configuration file is not readable YAML: {path}: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration file holds no mapping at top level: {path}")
     for text in overrides:
         apply_override(tree, text)
-    return validate_config(tree, kind, str(path))
+    return _validate(tree, kind, str(path), overrides)
 
 
 def apply_override(tree: dict[str, Any], text: str) -> None:
@@ -55,23 +60,101 @@ def apply_override(tree: dict[str, Any], text: str) -> None:
 
 def validate_config(tree: Any, kind: type[C], where: str) -> C:
     """Validate a tree; every complaint becomes one readable line."""
+    return _validate(tree, kind, where, ())
+
+
+def _validate(tree: Any, kind: type[C], where: str, overrides: Sequence[str]) -> C:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        lines = [_complaint(kind, item) for item in error.errors()]
+        lines = [_blame(item, overrides) + _complaint(kind, item) for item in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _blame(item: Any, overrides: Sequence[str]) -> str:
+    """``--set key=value: `` if that override is what the complaint is about."""
+    parts = [str(part) for part in item["loc"]]
+    for text in overrides:
+        wanted = text.partition("=")[0].strip().split(".")
+        left = iter(parts)  # tags of unions stand between the keys
+        if wanted[-1:] == parts[-1:] and all(key in left for key in wanted):
+            return f"--set {text}: "
+    return ""
 
 
 def _complaint(kind: type[BaseModel], item: Any) -> str:
     location = ".".join(str(part) for part in item["loc"]) or "(top level)"
     if item["type"] == "extra_forbidden":
-        return f"unknown key '{location}'" + suggest(str(item["loc"][-1]), _known_keys(kind))
+        return f"unknown key '{location}'" + _key_advice(kind, item["loc"])
     if item["type"] == "missing":
         return f"missing key '{location}'"
     message = item["msg"].removeprefix("Value error, ")
     value = item.get("input")
     shown = "" if isinstance(value, dict | list | BaseModel) else f" (got {value!r})"
-    return f"{location}: {message}{shown}"
+    return f"{location}: {message}{shown}{_value_advice(item)}"
+
+
+def _value_advice(item: Any) -> str:
+    """Nearest of the allowed words, where the value is one of a few."""
+    facts = item.get("ctx") or {}
+    allowed = _QUOTED.findall(str(facts.get("expected_tags") or facts.get("expected") or ""))
+    value = facts.get("tag", item.get("input"))
+    return suggest(value, allowed) if isinstance(value, str) else ""
+
+
+def _key_advice(kind: type[BaseModel], location: Sequence[int | str]) -> str:
+    """Nearest key: of the same section, else of another; then all of the section."""
+    word, section = str(location[-1]), _section(kind, location[:-1])
+    if section is None:
+        return suggest(word, _known_keys(kind))
+    own = suggest(word, section.model_fields)
+    keys = ", ".join(sorted(section.model_fields))
+    first = str(location[0]) if len(location) > 1 else None
+    return f"{own or _elsewhere(word, kind, first)}, valid keys here: {keys}"
+
+
+def _section(kind: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
+    """Class of the section at a location; None where it is not a single one."""
+    found = [kind]
+    for part in location:
+        fields = [item.model_fields[str(part)] for item in found if part in item.model_fields]
+        if fields:
+            found = [item for each in fields for item in _models(each.annotation)]
+        elif not isinstance(part, int):  # the tag of a union
+            tagged = [item for item in found if part in _tags(item)]
+            found = tagged or found
+    return found[0] if len(found) == 1 else None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Configuration classes inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [item for part in get_args(annotation) for item in _models(part)]
+
+
+def _tags(kind: type[BaseModel]) -> set[str]:
+    """Values of a class's fixed fields, by which a union tells its members apart."""
+    return {
+        value
+        for item in kind.model_fields.values()
+        for value in get_args(item.annotation)
+        if isinstance(value, str)
+    }
+
+
+def _elsewhere(word: str, kind: type[BaseModel], own: str | None) -> str:
+    """Path of the nearest key in the other sections below the top."""
+    paths = {
+        f"{name}.{key}": key
+        for name, item in kind.model_fields.items()
+        if name != own
+        for model in _models(item.annotation)
+        for key in model.model_fields
+    }
+    close = difflib.get_close_matches(word, set(paths.values()), n=1)
+    found = sorted(path for path, key in paths.items() if close and key == close[0])
+    return f" (did you mean '{found[0]}'?)" if found else ""
 
 
 def _known_keys(kind: type[BaseModel], seen: set[type] | None = None) -> set[str]:
@@ -89,6 +172,16 @@ def _known_keys(kind: type[BaseModel], seen: set[type] | None = None) -> set[str
         else:
             pending.extend(get_args(annotation))
     return keys
+
+
+def suggest_file(path: Path) -> str:
+    """Return `` (did you mean 'x'?)`` for a file with a close name beside a missing one."""
+    try:
+        beside = [item.name for item in path.parent.iterdir() if item.is_file()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.7)
+    return f" (did you mean '{path.parent / close[0]}'?)" if close else ""
 
 
 def suggest(word: str, known: Any) -> str:

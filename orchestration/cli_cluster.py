@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from orchestration.console import Terminal, frame_table
-from orchestration.options import JsonOption
+from orchestration.options import JsonOption, QuietOption
 
 if TYPE_CHECKING:
     from orchestration.cluster_check import Report
@@ -29,6 +28,7 @@ def check(
         typer.Argument(help="Launcher files (.yaml), KubeRay, Slurm scripts, systemd units."),
     ],
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Check cluster files: Ray's schema, our rules, and whether each workload finds a machine.
 
@@ -36,7 +36,7 @@ def check(
     """
     from orchestration.cluster_check import check_cluster_file
 
-    terminal = Terminal(as_json=as_json)
+    terminal = Terminal(as_json=as_json, quiet=quiet)
     reports = [check_cluster_file(path) for path in files]
     if as_json:
         terminal.result([vars(report) for report in reports])
@@ -55,7 +55,7 @@ def _show(report: Report, terminal: Terminal) -> None:
     import pandas as pd
 
     filled = f", {report.placeholders} REPLACE to fill in first" if report.placeholders else ""
-    title = escape(f"{report.path} ({report.kind}): fine{filled}")
+    title = f"{report.path} ({report.kind}): fine{filled}"
     pools = pd.DataFrame(report.pools).dropna(axis="columns", how="all")
     terminal.result(
         {},

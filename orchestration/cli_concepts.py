@@ -8,6 +8,7 @@ import typer
 
 from orchestration.console import Terminal, frame_table, pairs_table
 from orchestration.options import (
+    CONCEPTS,
     DEFAULT_HOME,
     CohortOption,
     ConfigArgument,
@@ -32,7 +33,11 @@ def concepts(
     cohort: CohortOption,
     without: Annotated[
         str | None,
-        typer.Option("--without", help="Concept table w/o SE of the same cohort, to compare with."),
+        typer.Option(
+            "--without",
+            help="Concept table w/o SE of the same cohort, to compare with.",
+            autocompletion=CONCEPTS,
+        ),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     overrides: SetOption = None,

@@ -9,6 +9,7 @@ import typer
 
 from orchestration.options import (
     DEFAULT_HOME,
+    RUNS,
     CohortOption,
     FeaturesOption,
     HomeOption,
@@ -27,7 +28,10 @@ def cross(
     cohort: CohortOption,
     features: FeaturesOption = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="Pre-training run, for the rows that start from one.")
+        str | None,
+        typer.Option(
+            help="Pre-training run, for the rows that start from one.", autocompletion=RUNS
+        ),
     ] = None,
     splits: SplitsOption = None,
     seeds: SeedsOption = None,
@@ -57,16 +61,11 @@ def cross(
         overrides or (),
     )
     prepared = stages.cohort(cohort)
-    result = run_cross(
-        plan,
-        bases,
-        stages,
-        prepared,
-        stages.features(features),
-        stages.run(pretrained) if pretrained else None,
-        workers,
-    )
+    table = stages.features(features)
+    start = stages.run(pretrained) if pretrained else None
     folder = out or stages.home.reports / f"cross_{plan.name}-{prepared.folder.name}"
-    show_cross(plan, result, stages, folder)
+    with stages.terminal.summary():
+        result = run_cross(plan, bases, stages, prepared, table, start, workers)
+        show_cross(plan, result, stages, folder)
     if result.failed:
         raise typer.Exit(4)

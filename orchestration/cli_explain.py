@@ -7,13 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.options import DEFAULT_HOME, HomeOption, JsonOption, open_stages
+from orchestration.options import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    QuietOption,
+    RunArgument,
+    open_stages,
+)
 
 _SHOWN = 8
 
 
 def explain(
-    run: Annotated[str, typer.Argument(help="Training run.")],
+    run: RunArgument,
     visits: Annotated[Path, typer.Argument(help="Patient's visits as JSON; - for standard input.")],
     drug: Annotated[
         list[str] | None, typer.Option(help="ATC class to explain; may be given several times.")
@@ -26,6 +33,7 @@ def explain(
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show which visits, codes, substructures and interactions moved a recommendation.
 
@@ -35,8 +43,10 @@ def explain(
     from medrec.explain.explain import explain as make
     from orchestration.stages import read_document
 
-    stages = open_stages(home, as_json)
-    result = make(stages.run(run), stages.home, read_document(visits), drug or (), top)
+    stages = open_stages(home, as_json, quiet)
+    found, patient = stages.run(run), read_document(visits)
+    with stages.terminal.progress("explain", None):
+        result = make(found, stages.home, patient, drug or (), top)
     for text in result["warnings"]:
         stages.terminal.warn(text)
     closing = [result["method"], result["caution"]]

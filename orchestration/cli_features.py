@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medrec.runs import STORE_VARIABLE, Home
 from orchestration.console import Terminal, frame_table, pairs_table
 from orchestration.options import (
+    COHORTS,
     DEFAULT_HOME,
+    FEATURES,
     ConfigArgument,
     HomeOption,
     JsonOption,
     QuietOption,
     SetOption,
+    one_of,
     open_stages,
 )
-from quantum.base import InputError
-from quantum.store import StoreLike, is_url, open_store
 
+if TYPE_CHECKING:
+    from quantum.store import StoreLike
+
+STORE_VARIABLE = "MEDREC_STORE"
 features_app = typer.Typer(help="Conformers, DFT and ELF features of drugs.", no_args_is_help=True)
 StoreOption = Annotated[
     str | None,
@@ -30,7 +34,11 @@ StoreOption = Annotated[
 ]
 CohortsOption = Annotated[
     list[str],
-    typer.Option("--cohort", help="Cohort name, as `prepare` printed; may be given again."),
+    typer.Option(
+        "--cohort",
+        help="Cohort name, as `prepare` printed; may be given again.",
+        autocompletion=COHORTS,
+    ),
 ]
 
 
@@ -56,14 +64,16 @@ def features_run(
     from medrec.loading import load_config
 
     stages = open_stages(home, as_json, quiet)
-    table = stages.run_features(
-        load_config(config, FeatureRunConfig, overrides or ()),
-        [stages.cohort(name) for name in cohort],
-        retry=tuple(retry or ()),
-        workers=workers,
-        export_every_s=export_every,
-    )
-    stages.show_features(table)
+    settings = load_config(config, FeatureRunConfig, overrides or ())
+    with stages.terminal.summary():
+        table = stages.run_features(
+            settings,
+            [stages.cohort(name) for name in cohort],
+            retry=tuple(retry or ()),
+            workers=workers,
+            export_every_s=export_every,
+        )
+        stages.show_features(table)
 
 
 @features_app.command("export")
@@ -73,6 +83,7 @@ def features_export(
     home: HomeOption = DEFAULT_HOME,
     overrides: SetOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Export what is there now, also while a `features run` is at work elsewhere."""
     from medrec.config import FeatureRunConfig
@@ -80,7 +91,7 @@ def features_export(
     from medrec.molecules.features import FeatureTable
     from orchestration.features import export_now
 
-    stages = open_stages(home, as_json)
+    stages = open_stages(home, as_json, quiet)
     settings = load_config(config, FeatureRunConfig, overrides or ())
     folder = export_now(settings, [stages.cohort(name) for name in cohort], stages.home)
     stages.show_features(FeatureTable.load(folder))
@@ -93,10 +104,12 @@ def features_attempts(
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Count what was tried in this home, by stage and kind of failure, with core-hours."""
     from medrec.runs import Home
     from orchestration.ledger import LEDGER, Ledger
+    from quantum.base import InputError
 
     path = Home(home).root / LEDGER
     if not path.exists():
@@ -106,7 +119,9 @@ def features_attempts(
     if csv is not None:
         ledger.table().to_csv(csv, index=False)
     ledger.close()
-    Terminal(as_json=as_json).result(summary.to_dict("records"), frame_table(summary, "attempts"))
+    Terminal(as_json=as_json, quiet=quiet).result(
+        summary.to_dict("records"), frame_table(summary, "attempts")
+    )
 
 
 @features_app.command("status")
@@ -116,12 +131,13 @@ def features_status(
     home: HomeOption = DEFAULT_HOME,
     overrides: SetOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Count what is present, failed (by kind) and missing, stage by stage."""
     from medrec.config import FeatureRunConfig
     from medrec.loading import load_config
 
-    stages = open_stages(home, as_json)
+    stages = open_stages(home, as_json, quiet)
     stages.show_feature_status(
         load_config(config, FeatureRunConfig, overrides or ()),
         [stages.cohort(name) for name in cohort],
@@ -142,7 +158,12 @@ def features_verify(
 @features_app.command("add")
 def features_add(
     smiles: Annotated[str | None, typer.Argument(help="SMILES of a drug, salts and all.")] = None,
-    level: Annotated[str, typer.Option(help="fast, standard or tight.")] = "standard",
+    level: Annotated[
+        str,
+        typer.Option(
+            help="fast, standard or tight.", autocompletion=one_of("fast", "standard", "tight")
+        ),
+    ] = "standard",
     structure: Annotated[
         Path | None, typer.Option(help="SDF or XYZ file with a 3D geometry, in place of a SMILES.")
     ] = None,
@@ -155,15 +176,17 @@ def features_add(
     time_limit_s: Annotated[float, typer.Option(min=1, help="Time limit.")] = 3600.0,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compute the features of one new drug, here and now: SMILES or geometry to stored numbers."""
     from orchestration.new_drug import add_drug, show_drug
     from quantum.schema import Resources
 
     resources = Resources(threads=threads, memory_mb=memory_mb, time_limit_s=time_limit_s)
-    terminal = Terminal(as_json=as_json)
-    stages = open_stages(home, as_json)
-    done = add_drug(stages.home, smiles, structure, charge, level, resources, terminal)
+    stages = open_stages(home, as_json, quiet)
+    terminal = stages.terminal
+    with terminal.progress("calculate", None):
+        done = add_drug(stages.home, smiles, structure, charge, level, resources, terminal)
     show_drug(done, terminal, cube)
 
 
@@ -179,9 +202,11 @@ def features_coverage(
     out: Annotated[Path | None, typer.Option(help="Write the whole table here (CSV).")] = None,
     missing: Annotated[bool, typer.Option("--missing", help="Only undefined drugs.")] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Say for each ATC code which drugs have a defined species, and why the others have none."""
     from orchestration.new_drug import read_drugs
+    from quantum.base import InputError
     from quantum.coverage import coverage_table
 
     rows = coverage_table(read_drugs(table))
@@ -191,7 +216,7 @@ def features_coverage(
     if out is not None:
         rows.to_csv(out, index=False)
     shown = rows[~rows["defined"]] if missing or not as_json else rows
-    terminal = Terminal(as_json=as_json)
+    terminal = Terminal(as_json=as_json, quiet=quiet)
     terminal.result(
         {"counts": counts.to_dict("records"), "drugs": shown.to_dict("records")},
         frame_table(counts, "drugs by state"),
@@ -207,9 +232,18 @@ def features_coverage(
 
 @features_app.command("encode")
 def features_encode(
-    table: Annotated[str, typer.Argument(help="Feature table name, as `features run` printed.")],
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="Feature table name, as `features run` printed.", autocompletion=FEATURES
+        ),
+    ],
     encoder: Annotated[
-        str, typer.Option(help="volume: our 3D CNN; slices: a 2D CNN over slices.")
+        str,
+        typer.Option(
+            help="volume: our 3D CNN; slices: a 2D CNN over slices.",
+            autocompletion=one_of("volume", "slices"),
+        ),
     ] = "volume",
     weights: Annotated[
         Path | None,
@@ -224,6 +258,7 @@ def features_encode(
 ) -> None:
     """Encode the ELF volumes of a table as images: a new table with one feature set more."""
     from medrec.molecules.encode import EncodeConfig, encode_table
+    from quantum.base import InputError
 
     if encoder not in ("volume", "slices"):
         raise InputError(f"unknown encoder '{encoder}', expected one of: volume, slices")
@@ -261,6 +296,7 @@ def features_merge(
 ) -> None:
     """Bring what another machine computed into this store; refuse if numbers differ."""
     from quantum.merge import merge_stores
+    from quantum.store import open_store
 
     stages = open_stages(home, as_json, quiet)
     theirs = open_existing(source)
@@ -283,6 +319,10 @@ def open_existing(source: str) -> StoreLike:
     InputError
         If there is no store in the folder.
     """
+    from medrec.runs import Home
+    from quantum.base import InputError
+    from quantum.store import is_url, open_store
+
     if is_url(source):
         return open_store(source, make=False)
     for folder in (Home(Path(source)).store, Path(source)):

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from orchestration.options import (
+    COHORTS,
     DEFAULT_HOME,
+    RUNS,
+    SEVERITIES,
     ConceptsOption,
     FeaturesOption,
     HomeOption,
     JsonOption,
+    PretrainedOption,
     QuietOption,
     SeedsOption,
     SetOption,
@@ -23,10 +27,14 @@ from orchestration.options import (
 
 def frontier(
     systems: Annotated[
-        list[str], typer.Argument(help="Training configurations (.yaml) and finished runs.")
+        list[str],
+        typer.Argument(
+            help="Training configurations (.yaml) and finished runs.", autocompletion=RUNS
+        ),
     ],
     cohort: Annotated[
-        str | None, typer.Option(help="Cohort to train on; of runs it is their own.")
+        str | None,
+        typer.Option(help="Cohort to train on; of runs it is their own.", autocompletion=COHORTS),
     ] = None,
     targets: Annotated[
         str | None,
@@ -46,13 +54,14 @@ def frontier(
     ] = None,
     severity: Annotated[
         str | None,
-        typer.Option(help="Rate of this severity in place of the DDI rate: contraindicated."),
+        typer.Option(
+            help="Rate of this severity in place of the DDI rate: contraindicated.",
+            autocompletion=SEVERITIES,
+        ),
     ] = None,
     seeds: SeedsOption = None,
     features: FeaturesOption = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="Pre-training run whose encoder starts the model.")
-    ] = None,
+    pretrained: PretrainedOption = None,
     concepts: ConceptsOption = None,
     workers: WorkersOption = 1,
     figure: Annotated[
@@ -99,13 +108,14 @@ def frontier(
     prepared = stages.cohort(cohort) if cohort else stages.cohort_of(runs[0])
     if any(run.inputs.get("cohort") != prepared.digest for run in runs):
         raise InputError(f"a run was not trained on cohort {prepared.name}; expected one cohort")
-    curves = build_curves(
-        request,
-        stages,
-        workers,
-        cohort=prepared,
-        features=stages.features(features),
-        pretrained=stages.run(pretrained) if pretrained else None,
-        concepts=stages.concepts(concepts),
-    )
-    show_frontier(stages, curves, rates, reference, request.grade, figure)
+    with stages.terminal.summary():
+        curves = build_curves(
+            request,
+            stages,
+            workers,
+            cohort=prepared,
+            features=stages.features(features),
+            pretrained=stages.run(pretrained) if pretrained else None,
+            concepts=stages.concepts(concepts),
+        )
+        show_frontier(stages, curves, rates, reference, request.grade, figure)

@@ -6,34 +6,19 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 import typer
 
 from orchestration.console import Terminal, frame_table, pairs_table
-from orchestration.job_request import (
-    STOP_WAIT_S,
-    STOP_WAIT_VARIABLE,
-    Request,
-    Upload,
-    check_arguments,
-    command_name,
-    mib,
-    read_pins,
-)
-from orchestration.jobs import (
-    API_VARIABLE,
-    DEFAULT_ADDRESS,
-    Job,
-    JobServer,
-    check_address,
-    connect,
-    is_exposed,
-)
 from orchestration.options import JsonOption, QuietOption
-from quantum.base import InputError
 
+if TYPE_CHECKING:
+    from orchestration.jobs import Job, JobServer
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+API_VARIABLE = "RAY_API_SERVER_ADDRESS"
+STOP_WAIT_S = 30
 jobs_app = typer.Typer(help="Commands as jobs of a Ray cluster.", no_args_is_help=True)
 AddressOption = Annotated[
     str, typer.Option("--address", envvar=API_VARIABLE, help="Job server: Ray's dashboard.")
@@ -85,6 +70,16 @@ def submit(
     The same command under the same name runs once; after a failure or a stop, submitting it again
     is the next attempt and goes on from what is in the home folder.
     """
+    from orchestration.job_request import (
+        Request,
+        Upload,
+        check_arguments,
+        command_name,
+        mib,
+        read_pins,
+    )
+    from quantum.base import InputError
+
     terminal = Terminal(as_json=as_json, quiet=quiet)
     arguments = tuple(command[1:] if command[0] == "medrec" else command)
     if not arguments:
@@ -116,9 +111,15 @@ def submit(
 
 
 @jobs_app.command("list")
-def list_jobs(address: AddressOption = DEFAULT_ADDRESS, as_json: JsonOption = False) -> None:
+def list_jobs(
+    address: AddressOption = DEFAULT_ADDRESS,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """Show the jobs that the cluster knows, the newest first."""
-    terminal = Terminal(as_json=as_json)
+    import pandas as pd
+
+    terminal = Terminal(as_json=as_json, quiet=quiet)
     jobs = _connect(address, terminal).jobs()
     rows = [
         {
@@ -130,19 +131,20 @@ def list_jobs(address: AddressOption = DEFAULT_ADDRESS, as_json: JsonOption = Fa
         }
         for job in jobs
     ]
-    table = frame_table(pd.DataFrame(rows))
-    for column in table.columns[:-1]:
-        column.no_wrap = True  # ids are there to be copied
+    table = frame_table(pd.DataFrame(rows), whole=4)  # ids are there to be copied
     shown = table if rows else f"no jobs at {address}"
     terminal.result([_document(job) for job in jobs], shown)
 
 
 @jobs_app.command()
 def status(
-    job: JobArgument, address: AddressOption = DEFAULT_ADDRESS, as_json: JsonOption = False
+    job: JobArgument,
+    address: AddressOption = DEFAULT_ADDRESS,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show one job: status, times, command, exit code, first line of what went wrong."""
-    terminal = Terminal(as_json=as_json)
+    terminal = Terminal(as_json=as_json, quiet=quiet)
     found = _connect(address, terminal).find(job)
     terminal.result(_document(found), _details(found))
 
@@ -171,13 +173,14 @@ def stop(
     ] = STOP_WAIT_S + _STOP_MARGIN_S,
     address: AddressOption = DEFAULT_ADDRESS,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Stop a job and wait for its end.
 
     The command gets SIGTERM: it submits nothing more, its running tasks are cancelled, finished
     work stays. What has not ended 30 s later (RAY_JOB_STOP_WAIT_TIME_S) is killed.
     """
-    terminal = Terminal(as_json=as_json)
+    terminal = Terminal(as_json=as_json, quiet=quiet)
     server = _connect(address, terminal)
     found = server.find(job)
     if found.has_ended:
@@ -188,7 +191,16 @@ def stop(
     terminal.result(_document(found), _details(found))
 
 
+def connect(address: str) -> JobServer:
+    """Connect to a job server."""
+    from orchestration import jobs
+
+    return jobs.connect(address)
+
+
 def _connect(address: str, terminal: Terminal) -> JobServer:
+    from orchestration.jobs import check_address, is_exposed
+
     full = check_address(address)
     if is_exposed(full):
         terminal.warn(
@@ -200,6 +212,9 @@ def _connect(address: str, terminal: Terminal) -> JobServer:
 
 def _environment(pairs: Sequence[str], home: Path | None) -> dict[str, str]:
     """Variables of a job; messages name them and never say their values."""
+    from orchestration.job_request import STOP_WAIT_VARIABLE
+    from quantum.base import InputError
+
     found = {}
     for pair in pairs:
         key, has_value, value = pair.partition("=")
@@ -220,6 +235,8 @@ def _environment(pairs: Sequence[str], home: Path | None) -> dict[str, str]:
 
 
 def _amounts(pairs: Sequence[str]) -> dict[str, float]:
+    from quantum.base import InputError
+
     found = {}
     for pair in pairs:
         key, _, text = pair.partition("=")

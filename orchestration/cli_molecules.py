@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from medrec.runs import Home
 from orchestration.cli_search import PickOption, ResumeOption, TrialsOption, WarmStartOption
 from orchestration.console import Terminal
 from orchestration.options import (
     DEFAULT_HOME,
+    LIBRARIES,
+    RUNS,
     ConfigArgument,
     HomeOption,
     JsonOption,
@@ -24,10 +25,18 @@ molecules_app = typer.Typer(
     help="Molecule libraries, molecular pre-training, property prediction.", no_args_is_help=True
 )
 LibraryOption = Annotated[
-    str, typer.Option("--library", help="Molecule library, as `molecules import` printed.")
+    str,
+    typer.Option(
+        "--library",
+        help="Molecule library, as `molecules import` printed.",
+        autocompletion=LIBRARIES,
+    ),
 ]
 StartOption = Annotated[
-    str | None, typer.Option("--pretrained", help="Run whose encoder the model starts from.")
+    str | None,
+    typer.Option(
+        "--pretrained", help="Run whose encoder the model starts from.", autocompletion=RUNS
+    ),
 ]
 
 
@@ -49,6 +58,7 @@ def molecules_import(
     """
     from medrec.config import LibraryConfig
     from medrec.loading import load_config
+    from medrec.runs import Home
     from orchestration.molecules import import_molecules, show_library
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
@@ -58,14 +68,19 @@ def molecules_import(
 
 @molecules_app.command("info")
 def molecules_info(
-    library: Annotated[str, typer.Argument(help="Library, as `molecules import` printed.")],
+    library: Annotated[
+        str,
+        typer.Argument(help="Library, as `molecules import` printed.", autocompletion=LIBRARIES),
+    ],
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show a library: counts, targets with units, what was left out and why, size on disk."""
+    from medrec.runs import Home
     from orchestration.molecules import find_library, show_library
 
-    show_library(find_library(Home(home), library), Terminal(as_json=as_json))
+    show_library(find_library(Home(home), library), Terminal(as_json=as_json, quiet=quiet))
 
 
 @molecules_app.command("pretrain")
@@ -84,6 +99,7 @@ def molecules_pretrain(
     """
     from medrec.config import MoleculePretrainRunConfig
     from medrec.loading import load_config
+    from medrec.runs import Home
     from orchestration.molecules import find_library, pretrain, show_fit
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
@@ -108,6 +124,7 @@ def molecules_finetune(
     """
     from medrec.config import PropertyRunConfig
     from medrec.loading import load_config
+    from medrec.runs import Home
     from orchestration.many import parse_numbers
     from orchestration.molecules import find_library, find_run, finetune, show_properties
 
@@ -141,6 +158,7 @@ def molecules_tune(
     """
     from medrec.config import PropertyTuneConfig
     from medrec.loading import load_config
+    from medrec.runs import Home
     from orchestration.molecules import find_library, find_run
 
     terminal, place = Terminal(as_json=as_json, quiet=quiet), Home(home)
@@ -161,7 +179,11 @@ def molecules_embed(
     smiles: Annotated[list[str] | None, typer.Argument(help="SMILES of molecules.")] = None,
     pretrained: Annotated[
         str | None,
-        typer.Option("--pretrained", help="Run with the encoder; may be left out if it is alone."),
+        typer.Option(
+            "--pretrained",
+            help="Run with the encoder; may be left out if it is alone.",
+            autocompletion=RUNS,
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", help="Table (CSV or Parquet) with a column of SMILES.")
@@ -181,6 +203,7 @@ def molecules_embed(
 
     Research use only, not for clinical decisions.
     """
+    from medrec.runs import Home
     from orchestration.molecules import (
         check_table_file,
         embed_molecules,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestration.console import Terminal, frame_table, pairs_table
-from orchestration.options import ConfigArgument, JsonOption, SetOption
-from quantum.base import InputError
+from orchestration.options import ConfigArgument, JsonOption, QuietOption, SetOption
 
 if TYPE_CHECKING:
     from medrec.config import CohortConfig
@@ -20,7 +19,10 @@ records_app = typer.Typer(help="Tables of health records as they are read.", no_
 
 @records_app.command("check")
 def records_check(
-    config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Read the tables of a configuration and list what is wrong with them, without a cohort."""
     import pandas as pd
@@ -28,14 +30,16 @@ def records_check(
     from medrec.data.build import table_problems
 
     loaded = _load(config, overrides)
-    events = _events(loaded)
-    problems = table_problems(events, loaded)
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    with terminal.progress("read tables", None):
+        events = _events(loaded)
+        problems = table_problems(events, loaded)
     sizes = {
         table: len(frame)
         for table in ("prescriptions", "diagnoses", "procedures", "admissions")
         if (frame := getattr(events, table)) is not None
     }
-    Terminal(as_json=as_json).result(
+    terminal.result(
         {"rows": sizes, "problems": problems, "notes": list(events.notes)},
         pairs_table([(f"rows of {table}", rows) for table, rows in sizes.items()]),
         frame_table(pd.DataFrame(problems), "problems of the tables")
@@ -51,6 +55,7 @@ def records_export_meds(
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist yet.")],
     overrides: SetOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write the events of a configuration as a MEDS dataset (Medical Event Data Standard 0.4).
 
@@ -62,10 +67,12 @@ def records_export_meds(
 
     loaded = _load(config, overrides)
     maps = CodeMaps(data_root() / "codes")
-    counts = export_meds(
-        _events(loaded, with_times=True), out, loaded.name, lambda code: code_title(maps, code)
-    )
-    Terminal(as_json=as_json).result(
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    with terminal.progress("export", None):
+        counts = export_meds(
+            _events(loaded, with_times=True), out, loaded.name, lambda code: code_title(maps, code)
+        )
+    terminal.result(
         {"meds": str(out), **counts}, pairs_table([("meds", str(out)), *counts.items()])
     )
 
@@ -73,6 +80,7 @@ def records_export_meds(
 def _load(path: Path, overrides: list[str] | None) -> CohortConfig:
     from medrec.config import CohortConfig
     from medrec.loading import load_config
+    from quantum.base import InputError
 
     loaded = load_config(path, CohortConfig, overrides or ())
     if loaded.source.format == "synthetic":

@@ -8,25 +8,38 @@ import typer
 
 from orchestration.options import (
     DEFAULT_HOME,
+    RUNS,
     CohortOption,
     HomeOption,
     JsonOption,
+    QuietOption,
+    one_of,
     open_stages,
 )
 
 
 def replicate(
-    runs: Annotated[list[str], typer.Argument(help="Runs trained on other records.")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Runs trained on other records.", autocompletion=RUNS)
+    ],
     cohort: CohortOption,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="Run trained on this cohort, to compare on the same patients."),
+        typer.Option(
+            help="Run trained on this cohort, to compare on the same patients.",
+            autocompletion=RUNS,
+        ),
     ] = None,
     part: Annotated[
-        str, typer.Option(help="test: its test patients; all: every patient.")
+        str,
+        typer.Option(
+            help="test: its test patients; all: every patient.",
+            autocompletion=one_of("test", "all"),
+        ),
     ] = "test",
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Judge finished runs on the patients of another cohort.
 
@@ -42,7 +55,7 @@ def replicate(
     from orchestration.evidence import records
     from quantum.base import InputError
 
-    stages = open_stages(home, as_json)
+    stages = open_stages(home, as_json, quiet)
     if against and part != "test":
         raise InputError("--against compares on test patients; expected --part test")
     other = stages.cohort(cohort)
@@ -57,21 +70,33 @@ def replicate(
         for run in inside
     ]
     coverage, notes = [], []
-    for run in (stages.run(name) for name in runs):
-        found = judge(run, stages.home, other, part, split)
-        source = stages.cohort_of(run)
-        name = str(run.config()["name"])
-        rows.append(replication_row(name, source.config.name, found.rows, reference))
-        coverage.append(found.coverage.assign(model=name, trained_on=source.config.name))
-        notes += [note for note in found.notes if note not in notes]
-    table, shares = pd.DataFrame(rows), pd.concat(coverage, ignore_index=True)
-    notes.append(caution(int(table["patients"].min())))
-    stages.terminal.result(
-        {"cohort": other.name, "rows": records(table), "codes": records(shares), "notes": notes},
-        frame_table(_shown(table), f"patients of {other.name}, {part} part"),
-        frame_table(_shown_shares(shares), "codes found in the run's vocabulary, % of entries"),
-        *notes,
-    )
+    with stages.terminal.summary():
+        judged = [stages.run(name) for name in runs]
+        with stages.terminal.progress("replicate", len(judged)) as step:
+            for run in judged:
+                found = judge(run, stages.home, other, part, split)
+                source = stages.cohort_of(run)
+                name = str(run.config()["name"])
+                rows.append(replication_row(name, source.config.name, found.rows, reference))
+                coverage.append(found.coverage.assign(model=name, trained_on=source.config.name))
+                notes += [note for note in found.notes if note not in notes]
+                step.advance(name)
+        with stages.terminal.timed("tables"):
+            table, shares = pd.DataFrame(rows), pd.concat(coverage, ignore_index=True)
+            notes.append(caution(int(table["patients"].min())))
+            stages.terminal.result(
+                {
+                    "cohort": other.name,
+                    "rows": records(table),
+                    "codes": records(shares),
+                    "notes": notes,
+                },
+                frame_table(_shown(table), f"patients of {other.name}, {part} part"),
+                frame_table(
+                    _shown_shares(shares), "codes found in the run's vocabulary, % of entries"
+                ),
+                *notes,
+            )
 
 
 def _shown(table: Any) -> Any:

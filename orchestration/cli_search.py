@@ -8,6 +8,7 @@ import typer
 
 from orchestration.options import (
     DEFAULT_HOME,
+    RUNS,
     CohortOption,
     ConceptsOption,
     ConfigArgument,
@@ -24,7 +25,11 @@ ResumeOption = Annotated[
 ]
 WarmStartOption = Annotated[
     list[str] | None,
-    typer.Option("--warm-start", help="Earlier search whose trials this one starts from."),
+    typer.Option(
+        "--warm-start",
+        help="Earlier search whose trials this one starts from.",
+        autocompletion=RUNS,
+    ),
 ]
 TrialsOption = Annotated[
     int | None,

@@ -49,4 +49,6 @@ def study(
         parse_numbers(splits, "--splits"),
         overrides,
     )
-    run_study(plan, open_stages(home, as_json, quiet), workers, out)
+    stages = open_stages(home, as_json, quiet)
+    with stages.terminal.summary():
+        run_study(plan, stages, workers, out)

@@ -7,11 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.options import DEFAULT_HOME, HomeOption, JsonOption, QuietOption, open_stages
+from orchestration.options import (
+    DEFAULT_HOME,
+    RUNS,
+    HomeOption,
+    JsonOption,
+    QuietOption,
+    open_stages,
+)
 
 
 def sweep_report(
-    run: Annotated[str, typer.Argument(help="Search, as `tune` printed it.")],
+    run: Annotated[str, typer.Argument(help="Search, as `tune` printed it.", autocompletion=RUNS)],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file to write.")] = None,
     figure: Annotated[
         Path | None,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from medrec.config import SearchConfig
@@ -212,7 +211,7 @@ def earlier_trials(run: Run, config: SearchConfig[Any]) -> list[FrozenTrial]:
     """
     if run.kind != "tune" or not (run.folder / JOURNAL).exists():
         raise InputError(f"run {run.name} is of kind {run.kind}; expected a search with a study")
-    settings = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    settings = run.config()
     study = optuna.load_study(study_name=settings["name"], storage=open_storage(run.folder))
     theirs, ours = set(settings["space"]), set(config.space)
     if theirs != ours:
