@@ -17,6 +17,7 @@ the same folder again: finished work is not repeated, and an interrupted run goe
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import io
 import json
@@ -26,11 +27,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import yaml
 
+from medrec.loading import suggest
 from quantum.base import (
     Frozen,
     InputError,
@@ -44,10 +45,15 @@ from quantum.base import (
     write_json_atomic,
     write_text_atomic,
 )
-from quantum.store import StoreLike, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from quantum.store import StoreLike
 
 STORE_VARIABLE = "MEDREC_STORE"
 RunKind = Literal["train", "pretrain", "tune", "property"]
+_LISTED = 20
 _PACKAGES = ("torch", "torch-geometric", "scikit-learn", "pandas", "rdkit", "ray", "optuna")
 
 
@@ -70,6 +76,8 @@ class Home:
 
     def open_store(self) -> StoreLike:
         """Store of this home, or the one that ``MEDREC_STORE`` names (a folder or ``s3://...``)."""
+        from quantum.store import open_store
+
         return open_store(os.environ.get(STORE_VARIABLE) or self.store)
 
     @property
@@ -110,7 +118,8 @@ class Home:
         InputError
             If it is not there any more.
         """
-        for path in sorted(folder.glob(f"*-{digest[:8]}")):
+        plain = digest[:8].isalnum()  # a digest of a changed record is no pattern and no path
+        for path in sorted(folder.glob(f"*-{digest[:8]}")) if plain else ():
             if path.is_dir():
                 return path
         raise InputError(f"nothing with digest {digest[:8]} in {folder}; it was moved or deleted")
@@ -136,8 +145,27 @@ class Home:
             return folder / matches[0]
         if matches:
             raise InputError(f"'{name}' is ambiguous in {folder}: {', '.join(matches)}")
-        known = ", ".join(present) or "nothing yet"
-        raise InputError(f"no '{name}' in {folder}; there is: {known}")
+        raise InputError(
+            f"no '{name}' in {folder}{_nearest(name, present)}; there is: {_listed(present)}"
+        )
+
+
+def _nearest(name: str, present: list[str]) -> str:
+    """Suggestion of a present name: by the name without its digest, or by its beginning."""
+    stems = {item.rpartition("-")[0] or item: item for item in present}
+    beginnings = {stem[: len(name) + 1]: item for stem, item in stems.items()}
+    if found := suggest(name, stems):
+        return found
+    close = difflib.get_close_matches(name, beginnings, n=1, cutoff=0.75)
+    return f" (did you mean '{beginnings[close[0]]}'?)" if close else suggest(name, present)
+
+
+def _listed(present: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(present) - _LISTED
+    return (", ".join(present[:_LISTED]) or "nothing yet") + (
+        f" and {more} more" if more > 0 else ""
+    )
 
 
 @dataclass
@@ -179,6 +207,11 @@ class Run:
         record = read_json(folder / "run.json")
         return cls(folder, record["kind"], record["digest"], record["inputs"])
 
+    def _repr_html_(self) -> str:
+        from medrec.notebook import run_html
+
+        return run_html(self)
+
     # ------------------------------------------------------------------ record
 
     @property
@@ -197,7 +230,13 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """Resolved configuration as it was written at the start."""
-        return dict(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
+        path = self.folder / "config.yaml"
+        try:
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise InputError(
+                f"configuration of a run is not readable: {path} ({type(error).__name__})"
+            ) from error
 
     @property
     def is_finished(self) -> bool:
@@ -280,6 +319,8 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """All complete lines as a table; a line cut off by a kill is left out."""
+        import pandas as pd
+
         rows = []
         if self._metrics_file.exists():
             for line in self._metrics_file.read_text(encoding="utf-8").splitlines():
@@ -334,6 +375,6 @@ class Run:
             raise InputError(
                 f"checkpoint is unreadable: {path} ({type(error).__name__})"
             ) from error
-        if state.get("run_digest") != self.digest:
+        if not isinstance(state, dict) or state.get("run_digest") != self.digest:
             raise InputError(f"checkpoint belongs to another configuration: {path}")
         return state

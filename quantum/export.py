@@ -18,6 +18,7 @@ import io
 import json
 import shutil
 import uuid
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ class Atlas:
                 programs=tuple(manifest["program_versions"]),
                 conformers=_read_conformers(table, geometry),
             )
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"atlas is incomplete or damaged: {folder} ({type(error).__name__}: {error})"
             ) from error

@@ -137,6 +137,11 @@ class Species(Frozen):
         """Molecular formula in Hill order, with charge."""
         return str(rdMolDescriptors.CalcMolFormula(explicit_mol(self)))
 
+    def _repr_html_(self) -> str:
+        from quantum.show import species_html
+
+        return species_html(self)
+
 
 def parse_smiles(smiles: str) -> Chem.Mol:
     """Parse a SMILES.

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from quantum.base import InputError, IntegrityError, StoreError, canonical_json, now_utc
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
 # what a damaged record may raise while it is decoded
+_PLAIN = r"[A-Za-z0-9_-]*"  # keys and array names become file names: no dots, no slashes
 DAMAGE = (IntegrityError, InputError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
@@ -26,7 +28,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    key: str
+    key: str = Field(pattern=f"^{_PLAIN}$")
     stage: str
     request: dict[str, Any]
     scalars: dict[str, Any] = {}
@@ -34,11 +36,16 @@ class Record(BaseModel):
     provenance: dict[str, Any] = {}
     arrays: dict[str, Array] = {}
 
+    def _repr_html_(self) -> str:
+        from quantum.show import record_html
+
+        return record_html(self)
+
 
 class Failure(BaseModel):
     """Why a request has no result."""
 
-    key: str
+    key: str = Field(pattern=f"^{_PLAIN}$")
     stage: str
     kind: str
     message: str
@@ -140,7 +147,14 @@ class StoreLike(Protocol):
 
 
 def encode(record: Record) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Turn a record into the content of ``record.json`` and of one .npy file per array."""
+    """Turn a record into the content of ``record.json`` and of one .npy file per array.
+
+    Raises
+    ------
+    IntegrityError
+        If the key or an array's name would not do as the name of a file.
+    """
+    _check_names(record.key, record.arrays)
     files, table = {}, {}
     for name, array in record.arrays.items():
         buffer = io.BytesIO()
@@ -170,9 +184,10 @@ def decode(body: dict[str, Any], key: str, read: Callable[[str], bytes]) -> Reco
     Raises
     ------
     IntegrityError
-        If a digest or the key does not match.
+        If a digest or the key does not match, or a name would lead out of the record's folder.
     """
     body = dict(body)
+    _check_names(key, body["arrays"])
     expected = body.pop("digest")
     if hashlib.sha256(canonical_json(body).encode()).hexdigest() != expected:
         raise IntegrityError("record.json does not match its digest")
@@ -185,6 +200,14 @@ def decode(body: dict[str, Any], key: str, read: Callable[[str], bytes]) -> Reco
             raise IntegrityError(f"array '{name}' does not match its digest")
         arrays[name] = np.load(io.BytesIO(data), allow_pickle=False)
     return Record(**body, arrays=arrays)
+
+
+def _check_names(key: str, arrays: Iterable[str]) -> None:
+    for name in (key, *arrays):
+        if not re.fullmatch(_PLAIN, name):
+            raise IntegrityError(
+                f"record holds the name {name[:40]!r}; expected letters, digits, '_' and '-'"
+            )
 
 
 def numbers_digest(body: dict[str, Any]) -> str:

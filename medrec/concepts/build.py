@@ -19,6 +19,7 @@ import io
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ from medrec.data.cohort import Cohort
 from medrec.data.schema import Progress, data_root, resolve_path
 from medrec.runs import Home
 from quantum.base import (
+    InputError,
     digest,
     file_digest,
     now_utc,
@@ -221,16 +223,22 @@ def _keep_views(place: Path, stored: StoredViews) -> None:
 
 
 def _read_views(place: Path) -> StoredViews:
-    with np.load(place / "views.npz", allow_pickle=False) as packed:
-        views = {
-            kind: ConceptViews(
-                tuple(str(code) for code in packed[f"{kind}.codes"]),
-                *(packed[f"{kind}.{view}"] for view in VIEWS),
-            )
-            for kind in KINDS
-        }
-    facts = read_json(place / "views.json")
-    return StoredViews(views, facts["descriptions"], facts["notes"], facts["seconds"])
+    try:
+        with np.load(place / "views.npz", allow_pickle=False) as packed:
+            views = {
+                kind: ConceptViews(
+                    tuple(str(code) for code in packed[f"{kind}.codes"]),
+                    *(packed[f"{kind}.{view}"] for view in VIEWS),
+                )
+                for kind in KINDS
+            }
+        facts = read_json(place / "views.json")
+        return StoredViews(views, facts["descriptions"], facts["notes"], facts["seconds"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"stored views of concepts are damaged: {place} ({type(error).__name__}); "
+            "delete the folder and run `medrec concepts` again"
+        ) from error
 
 
 def _codes(

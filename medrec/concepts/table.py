@@ -6,6 +6,7 @@ Letters: N concepts of one kind, V views, L levels, K codes per level, d size of
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -137,7 +138,7 @@ class ConceptTable:
                         packed[f"{kind}.books"],
                         tuple(manifest["views"]),
                     )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"concept table is incomplete or damaged: {folder} ({type(error).__name__}); "
                 "make it again with `medrec concepts`"

@@ -144,8 +144,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
             "expected pip install 'medrec[text]', or encoder: tfidf_svd"
         ) from error
     try:
-        tokeniser = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        model = AutoModel.from_pretrained(str(folder), local_files_only=True)
+        # code that lies beside the weights is never run
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        tokeniser = AutoTokenizer.from_pretrained(str(folder), **options)
+        model = AutoModel.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"no text encoder in {folder} ({type(error).__name__}); expected a folder with "

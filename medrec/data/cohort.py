@@ -103,6 +103,14 @@ class Cohort:
             raise InputError(f"cohort folder lacks {', '.join(missing)}.parquet: {folder}")
         return cls(folder, record)
 
+    def __repr__(self) -> str:
+        return f"Cohort({self.name!r})"
+
+    def _repr_html_(self) -> str:
+        from medrec.notebook import cohort_html
+
+        return cohort_html(self)
+
     @property
     def name(self) -> str:
         """Public name, also that of the folder."""
@@ -175,7 +183,15 @@ class Cohort:
         read from the disk as used. Only synthetic records in order of time have it, else None.
         """
         path = self.folder / _ORACLE
-        return np.load(path, mmap_mode="r") if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(
+                f"array of a cohort is damaged or no array of numbers: {path} "
+                f"({type(error).__name__}); prepare the cohort again"
+            ) from error
 
     @cached_property
     def drugs(self) -> pd.DataFrame:

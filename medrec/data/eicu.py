@@ -292,6 +292,8 @@ def split_icd(text: str, choice: str) -> tuple[list[tuple[str, int]], int]:
     choice : {"icd9_first", "icd10_first", "both"}
         Take the codes of one version, of the other where there is none, or of both.
 
+    Examples
+    --------
     >>> split_icd("401.9, I10", "icd9_first")
     ([('4019', 9)], 0)
     >>> split_icd("E980.2, T40.60, 31.1", "both")

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -102,8 +103,13 @@ def encode_table(
 
 
 def _channels(table: FeatureTable) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.float32]]]:
-    with np.load(table.folder / "elf_volumes.npz", allow_pickle=False) as packed:
-        rows, volumes = packed["rows"], packed["volumes"].astype(np.float32)
+    try:
+        with np.load(table.folder / "elf_volumes.npz", allow_pickle=False) as packed:
+            rows, volumes = packed["rows"], packed["volumes"].astype(np.float32)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"feature table has no readable volumes: {table.folder} ({type(error).__name__})"
+        ) from error
     if len(rows) == 0:
         raise InputError(
             f"feature table {table.folder.name} has no volumes; expected one made with "

@@ -7,6 +7,7 @@ program.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ import pandas as pd
 
 from quantum.base import InputError, read_json
 from quantum.molecule import Species
+
+# what a damaged file, or one with Python objects in place of numbers, may raise
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,24 @@ class FeatureTable:
             mask = np.load(folder / "elf_mask.npy", allow_pickle=False)
             with np.load(folder / "conformers.npz", allow_pickle=False) as packed:
                 parts = {name: packed[name] for name in packed.files}
-        except (OSError, ValueError) as error:
+            lengths = {len(species), len(elf), len(mask), len(parts["offsets"]) - 1}
+            n = manifest["n_species"]
+            table = cls(folder, manifest, species, elf, mask, **parts)
+        except _DAMAGE as error:
             raise InputError(
                 f"feature table is incomplete or damaged: {folder} ({type(error).__name__}); "
                 "export it again with `medrec features run`"
             ) from error
-        n = manifest["n_species"]
-        lengths = {len(species), len(elf), len(mask), len(parts["offsets"]) - 1}
         if lengths != {n}:
             raise InputError(
                 f"feature table parts hold {sorted(lengths)} rows, expected {n}: {folder}"
             )
-        return cls(folder, manifest, species, elf, mask, **parts)
+        return table
+
+    def _repr_html_(self) -> str:
+        from medrec.notebook import features_html
+
+        return features_html(self)
 
     @property
     def digest(self) -> str:
@@ -120,7 +130,7 @@ class FeatureTable:
         try:
             with np.load(self.folder / "elf_volumes.npz", allow_pickle=False) as packed:
                 stored, owner = packed["volumes"], packed["rows"]
-        except (OSError, ValueError, KeyError) as error:
+        except _DAMAGE as error:
             raise InputError(
                 f"feature table has no readable volumes: {self.folder} ({type(error).__name__})"
             ) from error

@@ -119,8 +119,9 @@ def test_mean_pooling_leaves_padding_out():
 
 class _Tokeniser:
     @classmethod
-    def from_pretrained(cls, folder, local_files_only):
+    def from_pretrained(cls, folder, local_files_only, trust_remote_code):
         assert local_files_only
+        assert trust_remote_code is False
         if folder.endswith("empty"):
             raise OSError("no file named config.json")
         return cls()
@@ -138,8 +139,9 @@ class _Model(torch.nn.Module):
     scale = 1.0
 
     @classmethod
-    def from_pretrained(cls, folder, local_files_only):
+    def from_pretrained(cls, folder, local_files_only, trust_remote_code):
         assert local_files_only
+        assert trust_remote_code is False
         return cls()
 
     def forward(self, input_ids, attention_mask):
