@@ -48,5 +48,6 @@ bench: setup  ## run benchmarks/NAME.py: make bench NAME=...
 atlas: setup  ## compute data/atlas again (about 35 CPU minutes)
 	$(BIN)/python tools/build_atlas.py
 
-docs: setup  ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+docs: setup  ## build the documentation into site/; warnings are errors, no network is used
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html"
