@@ -139,9 +139,9 @@ class PairsTable:
         if self.title:
             yield Text(self.title, style="bold")
         widest = max((cell_len(name) for name, _ in self.pairs), default=0)
-        values = max((_widest_line(cell_text(value)) for _, value in self.pairs), default=0)
+        beside = max((_widest_line(cell_text(value)) for _, value in self.pairs), default=0)
         width = min(widest, _NAME_WIDTH, max(options.max_width // 3, 8))
-        width = min(widest, max(width, options.max_width - 2 - _GAP - values))
+        width = min(widest, max(width, options.max_width - 2 - _GAP - beside))
         room = max(options.max_width - width - 2 - _GAP, 10)
         for name, value in self.pairs:
             names = Text(name, style="cyan").wrap(console, width, overflow="fold")
