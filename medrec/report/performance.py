@@ -216,4 +216,6 @@ def pretraining_section(page: Page, run: Run | None) -> list[str]:
 
 
 def _fact(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items()) or "none"
     return f"{value:.4g}" if isinstance(value, float) else value
