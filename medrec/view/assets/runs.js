@@ -16,17 +16,21 @@ const STATES = {
 export const runLink = (name) => el("a", { class: "name", href: `#/runs/${encodeURIComponent(name)}` }, name);
 export const state = (run) => chip(run.status || "unknown", STATES[run.status] || "warn");
 
+const named = (run) => {
+  const text = run.error ? run.error.message : run.note;
+  return el("div", {}, runLink(run.name), text ? el("div", { class: "under" }, text) : null);
+};
+
 const COLUMNS = [
-  { id: "name", title: "run", cell: (run) => runLink(run.name) },
+  { id: "name", title: "run", cell: named },
   { id: "kind", title: "kind" },
   { id: "status", title: "status", cell: state },
   ...METRICS.map(([id, title, digits]) => ({
     id, title, numeric: true, value: (run) => run.metrics[id],
     cell: (run) => number(run.metrics[id], digits),
   })),
-  { id: "note", title: "result", cell: (run) => run.error ? run.error.message : run.note },
   { id: "cohort", title: "cohort" },
-  { id: "started", title: "started", cell: (run) => when(run.started) },
+  { id: "started", title: "started", cell: (run) => when(run.started).split(" ").map((part) => el("div", { class: "when" }, part)) },
 ];
 
 export async function runsPage(place) {
