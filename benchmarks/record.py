@@ -42,6 +42,8 @@ class Figure:
 
 def command_line(name: str) -> str:
     """The `make` command of this run; folders of this machine are written as FOLDER."""
+    script = Path(sys.argv[0]).stem  # a script may publish under several names
+    name = script if (Path(__file__).parent / f"{script}.py").exists() else name
     words = ["FOLDER" if Path(item).is_absolute() else item for item in sys.argv[1:]]
     return f"make bench NAME={name}" + (f' ARGS="{" ".join(words)}"' if words else "")
 

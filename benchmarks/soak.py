@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +152,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Counts over molecules; ``divergent`` over keys."""
+    """Counts over molecules; ``divergent`` over keys; ``kinds`` are the failures' own words."""
 
     done: int
     failed: int
     lost: int
     twice: int
     divergent: int
+    kinds: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 def judge(tasks: list[Task], location: Path, trace: Trace) -> Verdict:
@@ -182,7 +183,8 @@ def judge(tasks: list[Task], location: Path, trace: Trace) -> Verdict:
         else:
             lost += 1
     divergent = sum({store.numbers_of(key)} != trace.digests.get(key) for key in there)
-    return Verdict(done, failed, lost, len(there & failures.keys()), divergent)
+    kinds = Counter(f"{f.stage}, {f.kind}: {f.message[:120]}" for f in failures.values())
+    return Verdict(done, failed, lost, len(there & failures.keys()), divergent, dict(kinds))
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -314,6 +316,7 @@ def _facts(verdict: Verdict, ended: Ended) -> dict[str, Any]:
         "kills": dict(ended.kills),
         "drivers": ended.drivers,
         "done": verdict.done,
+        "failures": verdict.kinds,
         "nodes": N_NODES,
     }
 
