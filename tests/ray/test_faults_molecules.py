@@ -95,7 +95,7 @@ def test_a_molecule_that_kills_its_workers_is_quarantined(bench):
     failure = failure_of(bench, "CO", "scf")
     assert failure.kind == "transient"
     assert "--retry transient" in failure.message
-    assert attempts_at(bench, "CO", "scf") == 4  # the first, and Ray's three
+    assert attempts_at(bench, "CO", "scf") == 8  # two rounds: the first, and Ray's three
     bench.check(extra=0)
     assert bench.start().end()["molecules"] == 0
     assert attempts_at(bench, "CO", "scf") == 4
