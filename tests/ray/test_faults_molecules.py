@@ -98,7 +98,7 @@ def test_a_molecule_that_kills_its_workers_is_quarantined(bench):
     assert attempts_at(bench, "CO", "scf") == 8  # two rounds: the first, and Ray's three
     bench.check(extra=0)
     assert bench.start().end()["molecules"] == 0
-    assert attempts_at(bench, "CO", "scf") == 4
+    assert attempts_at(bench, "CO", "scf") == 8
     bench.set_plan()
     assert bench.start(retry=["transient"]).end()["done"] == 1
     assert failure_of(bench, "CO", "scf") is None
