@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,10 @@ def empty_piece(piece: Piece) -> list[Outcome]:
 def without_child(piece: Piece, store: str, owner: str) -> list[Outcome]:
     """A piece in the Ray worker itself: key, claim, the stage, commit; for comparison alone."""
     _play_toys()
-    claims = _claims_of(owner)
+    from quantum.fork_server import claims_of  # as a child, one thread for all tasks
+
+    claims = claims_of(owner)
     return [compute_features(task, open_store(store), piece.limits, claims) for task in piece.tasks]
-
-
-@lru_cache(maxsize=1)
-def _claims_of(owner: str) -> Claims:
-    return Claims(owner)  # its thread serves all tasks, as in a child
 
 
 def _play_toys() -> None:

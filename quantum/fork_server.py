@@ -182,7 +182,7 @@ def work(request: dict[str, Any], results: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))  # the next request has its own
     store = open_store(request["store"])
-    claims = _claims_of(request["owner"])
+    claims = claims_of(request["owner"])
     with limit_threads(resources.threads):
         for text in request["tasks"]:
             outcome = compute_features(Task.model_validate(text), store, resources, claims)
@@ -190,7 +190,8 @@ def work(request: dict[str, Any], results: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _claims_of(owner: str | None) -> Claims | None:
+def claims_of(owner: str | None) -> Claims | None:
+    """Claims of an owner, whose thread serves all requests of this process."""
     from quantum.pipeline import Claims
 
     return Claims(owner) if owner else None
