@@ -26,7 +26,6 @@ from medrec.evaluation.severity import severity_table
 from medrec.molecules.drugs import severity_matrix
 from medrec.recommend import recommend
 from medrec.redecode import Redecoder, decode_hard
-from medrec.report.frontier import severity_bars
 from medrec.runs import Home, Run
 from medrec.training import run_training
 from orchestration.cli import app
@@ -221,9 +220,6 @@ def test_rates_per_grade_with_truth_and_chance(run, top, synthetic):
         assert line["chance"] == pytest.approx((severity[upper] == grade).mean())
     # the two grades that count by default make up the DDI rate
     assert own.loc[[3, 4], "rate"].sum() == pytest.approx(summary["ddi_rate"])
-    figure = severity_bars(found.rates, found.context)
-    assert [trace.name for trace in figure.data][-2:] == ["ground truth", "chance"]
-    assert len(figure.data) == 4
 
 
 def test_commands(run, top, home):
